@@ -360,7 +360,7 @@ impl<T: FromBytes> ClaimedArray<T> {
             chunk: None,
             next_page: 0,
             page: None,
-            offset: 0,
+            offset: PAGE_SIZE,
             _entries: PhantomData,
         })
     }
@@ -384,18 +384,15 @@ impl<T: FromBytes> ClaimedArray<T> {
     }
 
     fn next_entry(&mut self) -> Result<T> {
-        let page = match self.page.take() {
-            Some(page) if self.offset < PAGE_SIZE => page,
-            _ => {
-                self.offset = 0;
-                self.next_page()?
-            }
-        };
-        let entry = page.get(self.offset..).ok_or(EINVAL)?;
-        let (entry, _) = T::read_from_prefix(entry).map_err(|_| EINVAL)?;
-        self.offset += size_of::<T>();
-        self.page = Some(page);
-        Ok(entry)
+        if self.offset == PAGE_SIZE {
+            self.page = Some(self.next_page()?);
+            self.offset = 0;
+        }
+        let end = self.offset + size_of::<T>();
+        let page = self.page.as_ref().ok_or(EINVAL)?;
+        let entry = page.get(self.offset..end).ok_or(EINVAL)?;
+        self.offset = end;
+        T::read_from_bytes(entry).map_err(|_| EINVAL)
     }
 }
 
@@ -403,6 +400,7 @@ impl<T: FromBytes> ClaimedArray<T> {
 impl<T: FromBytes> Iterator for ClaimedArray<T> {
     type Item = Result<T>;
 
+    #[inline]
     fn next(&mut self) -> Option<Result<T>> {
         self.left = self.left.checked_sub(1)?;
         let entry = self.next_entry();

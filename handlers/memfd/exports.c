@@ -16,7 +16,6 @@
 #ifdef CONFIG_MEMCG
 EXPORT_SYMBOL_FOR_MODULES(__mem_cgroup_charge, "luo_memfd");
 #endif
-EXPORT_SYMBOL_FOR_MODULES(filemap_remove_folio, "luo_memfd");
 EXPORT_SYMBOL_FOR_MODULES(memfd_add_seals, "luo_memfd");
 EXPORT_SYMBOL_FOR_MODULES(memfd_alloc_file, "luo_memfd");
 EXPORT_SYMBOL_FOR_MODULES(memfd_get_seals, "luo_memfd");

@@ -56,24 +56,19 @@ void luo_memfd_freeze(struct file *file, bool freeze)
 	shmem_freeze(file_inode(file), freeze);
 }
 
-void luo_memfd_account(struct file *file, long pages)
+/*
+ * Counts pages that were put into the file, all at once: one by one that costs
+ * more than putting them in.
+ */
+int luo_memfd_account(struct file *file, long pages)
 {
-	shmem_recalc_inode(file_inode(file), pages, 0);
-}
+	struct inode *inode = file_inode(file);
+	int err = shmem_inode_acct_blocks(inode, pages);
 
-unsigned long luo_memfd_folio_pfn(struct folio *folio)
-{
-	return folio_pfn(folio);
-}
+	if (!err)
+		shmem_recalc_inode(inode, pages, 0);
 
-unsigned long luo_memfd_folio_index(struct folio *folio)
-{
-	return folio->index;
-}
-
-unsigned long luo_memfd_folio_pages(struct folio *folio)
-{
-	return folio_nr_pages(folio);
+	return err;
 }
 
 struct folio *luo_memfd_pfn_folio(unsigned long pfn)
@@ -83,57 +78,55 @@ struct folio *luo_memfd_pfn_folio(unsigned long pfn)
 
 /*
  * Makes a folio one that reclaim keeps and that has valid content, whatever
- * happens to it later: both can change until the reboot, unnoticed.
+ * happens to it later: both can change until the reboot, unnoticed. Returns its
+ * frame number, and its place in the file in @index.
  */
-void luo_memfd_folio_settle(struct folio *folio)
+unsigned long luo_memfd_folio_settle(struct folio *folio, unsigned long *index)
 {
 	folio_lock(folio);
-	folio_mark_dirty(folio);
+	if (!folio_test_dirty(folio))
+		folio_mark_dirty(folio);
 	if (!folio_test_uptodate(folio)) {
 		folio_zero_range(folio, 0, folio_size(folio));
 		flush_dcache_folio(folio);
 		folio_mark_uptodate(folio);
 	}
 	folio_unlock(folio);
+
+	*index = folio->index;
+	return folio_pfn(folio);
 }
 
 /*
  * Puts a folio that nobody uses into the file, as its content from page @index
- * on. The caller keeps its reference.
+ * on, and returns how many pages it has. The caller keeps its reference, and
+ * accounts for the pages.
  */
-int luo_memfd_folio_insert(struct file *file, struct folio *folio,
-			   unsigned long index, bool uptodate, bool dirty)
+long luo_memfd_folio_insert(struct file *file, struct folio *folio,
+			    unsigned long index, bool uptodate, bool dirty)
 {
-	struct inode *inode = file_inode(file);
-	struct address_space *mapping = inode->i_mapping;
+	struct address_space *mapping = file->f_mapping;
 	gfp_t gfp = mapping_gfp_mask(mapping);
+	long pages = folio_nr_pages(folio);
 	int err;
+
+	if (!IS_ALIGNED(index, pages))
+		return -EINVAL;
 
 	__folio_set_locked(folio);
 	__folio_set_swapbacked(folio);
 
 	err = mem_cgroup_charge(folio, NULL, gfp);
-	if (err)
-		goto out_unlock;
-
-	err = shmem_add_to_page_cache(folio, mapping, index, NULL, gfp);
-	if (err)
-		goto out_unlock;
-
-	if (uptodate)
-		folio_mark_uptodate(folio);
-	if (dirty)
-		folio_mark_dirty(folio);
-
-	err = shmem_inode_acct_blocks(inode, folio_nr_pages(folio));
-	if (err) {
-		filemap_remove_folio(folio);
-		goto out_unlock;
+	if (!err)
+		err = shmem_add_to_page_cache(folio, mapping, index, NULL, gfp);
+	if (!err) {
+		if (uptodate)
+			folio_mark_uptodate(folio);
+		if (dirty)
+			folio_mark_dirty(folio);
+		folio_add_lru(folio);
 	}
 
-	folio_add_lru(folio);
-
-out_unlock:
 	folio_unlock(folio);
-	return err;
+	return err ?: pages;
 }

@@ -18,14 +18,11 @@ void luo_memfd_set_size(struct file *file, loff_t size);
 void luo_memfd_lock(struct file *file);
 void luo_memfd_unlock(struct file *file);
 void luo_memfd_freeze(struct file *file, bool freeze);
-void luo_memfd_account(struct file *file, long pages);
+int luo_memfd_account(struct file *file, long pages);
 
-unsigned long luo_memfd_folio_pfn(struct folio *folio);
-unsigned long luo_memfd_folio_index(struct folio *folio);
-unsigned long luo_memfd_folio_pages(struct folio *folio);
 struct folio *luo_memfd_pfn_folio(unsigned long pfn);
-void luo_memfd_folio_settle(struct folio *folio);
-int luo_memfd_folio_insert(struct file *file, struct folio *folio,
-			   unsigned long index, bool uptodate, bool dirty);
+unsigned long luo_memfd_folio_settle(struct folio *folio, unsigned long *index);
+long luo_memfd_folio_insert(struct file *file, struct folio *folio,
+			    unsigned long index, bool uptodate, bool dirty);
 
 #endif

@@ -224,11 +224,11 @@ fn restore(state: &Memfd, folios: &mut Folios) -> Result<ARef<File>> {
     file.set_position(pos)?;
     file.set_size(size);
     let mut added = 0;
-    let result = folios.iter_mut().flatten().try_for_each(|entry| {
+    while let Some(entry) = folios.as_mut().and_then(Iterator::next) {
         let entry = entry?;
         // No folio is at frame 0; C skips such entries too.
         if entry.pfn() == 0 {
-            return Ok(());
+            continue;
         }
         let folio = shmem::claim(&entry)?;
         let index = entry.index;
@@ -236,9 +236,7 @@ fn restore(state: &Memfd, folios: &mut Folios) -> Result<ARef<File>> {
             return Err(EINVAL);
         }
         added += file.insert(folio, &entry)?;
-        Ok(())
-    });
-    file.account(added);
-    result?;
+    }
+    file.account(added)?;
     Ok(file.into_file())
 }

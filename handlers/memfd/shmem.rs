@@ -153,10 +153,8 @@ impl<'a> Shmem<&'a File> {
         let count = usize::try_from(count).map_err(|_| Error::from_errno(count as i32))?;
         // SAFETY: That many pointers were written.
         unsafe { folios.inc_len(count) };
-        // The list is consumed from its end.
-        folios.as_mut_slice().reverse();
         // INVARIANT: They were just pinned.
-        Ok(PinnedFolios(folios))
+        Ok(PinnedFolios { folios, next: 0 })
     }
 }
 
@@ -197,17 +195,15 @@ impl Shmem<ARef<File>> {
 
     /// Puts a folio into the file, where `entry` says; returns how many pages it has.
     ///
-    /// Fails with `EINVAL` if it cannot be there, `EEXIST` if another one is, `ENOMEM` if the
-    /// current memory cgroup or the machine is full, and `ENOSPC`.
+    /// Fails with `EINVAL` if it cannot be there, `EEXIST` if another one is, and `ENOMEM` if the
+    /// current memory cgroup or the machine is full.
     pub(crate) fn insert(&self, folio: ClaimedFolio, entry: &Folio) -> Result<u64> {
-        // SAFETY: The folio is valid.
-        let pages = unsafe { bindings::luo_memfd_folio_pages(folio.as_ptr()) as u64 };
         let flags = entry.flags();
-        if entry.index % pages != 0 || flags & !(Folio::UPTODATE | Folio::DIRTY) != 0 {
+        if flags & !(Folio::UPTODATE | Folio::DIRTY) != 0 {
             return Err(EINVAL);
         }
-        // SAFETY: The folio is ours alone, and its index is aligned to its size.
-        to_result(unsafe {
+        // SAFETY: The folio is ours alone, and so is the file.
+        let pages = unsafe {
             bindings::luo_memfd_folio_insert(
                 self.0.as_ptr(),
                 folio.as_ptr(),
@@ -215,14 +211,15 @@ impl Shmem<ARef<File>> {
                 flags & Folio::UPTODATE != 0,
                 flags & Folio::DIRTY != 0,
             )
-        })?;
-        Ok(pages)
+        };
+        u64::try_from(pages).map_err(|_| Error::from_errno(pages as i32))
     }
 
-    /// Counts `pages` as allocated to the file.
-    pub(crate) fn account(&self, pages: u64) {
+    /// Counts `pages`, all that were put into the file, as allocated to it. Fails with `ENOSPC` if
+    /// that is more than the machine may promise; then the file has to be given up.
+    pub(crate) fn account(&self, pages: u64) -> Result {
         // SAFETY: The file is a shmem file.
-        unsafe { bindings::luo_memfd_account(self.0.as_ptr(), pages as isize) };
+        to_result(unsafe { bindings::luo_memfd_account(self.0.as_ptr(), pages as isize) })
     }
 
     /// The file itself.
@@ -263,13 +260,16 @@ impl Drop for FrozenSize<'_> {
 ///
 /// # Invariants
 ///
-/// All of them are pinned, once each.
-pub(crate) struct PinnedFolios(VVec<*mut bindings::folio>);
+/// All from `next` on are pinned, and the pins are ours.
+pub(crate) struct PinnedFolios {
+    folios: VVec<*mut bindings::folio>,
+    next: usize,
+}
 
 impl PinnedFolios {
-    /// How many there are.
+    /// How many are left.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.folios.len() - self.next
     }
 }
 
@@ -277,8 +277,10 @@ impl Iterator for PinnedFolios {
     type Item = PinnedFolio;
 
     fn next(&mut self) -> Option<PinnedFolio> {
+        let folio = *self.folios.get(self.next)?;
         // INVARIANT: The pin goes with the pointer.
-        self.0.pop().map(PinnedFolio)
+        self.next += 1;
+        Some(PinnedFolio(folio))
     }
 }
 
@@ -298,19 +300,15 @@ pub(crate) struct PinnedFolio(*mut bindings::folio);
 impl PinnedFolio {
     /// Preserves the folio, which stays pinned until [`unpreserve`].
     pub(crate) fn preserve(self) -> Result<Folio> {
+        let mut index = 0;
         // SAFETY: By the type invariant the folio is valid and stays where it is.
-        let entry = unsafe {
+        let pfn = unsafe {
             to_result(bindings::kho_preserve_folio(self.0))?;
-            bindings::luo_memfd_folio_settle(self.0);
-            Folio::new(
-                bindings::luo_memfd_folio_pfn(self.0) as u64,
-                Folio::DIRTY | Folio::UPTODATE,
-                bindings::luo_memfd_folio_index(self.0) as u64,
-            )
+            bindings::luo_memfd_folio_settle(self.0, &mut index)
         };
         core::mem::forget(self);
         // A physical address has at most 64 bits, so a frame number has at most 52.
-        entry.ok_or(EINVAL)
+        Folio::new(pfn as u64, Folio::DIRTY | Folio::UPTODATE, index as u64).ok_or(EINVAL)
     }
 }
 
