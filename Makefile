@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What a person types. Inside a kernel tree kbuild reads Kbuild, not this.
+
+FLAVOUR ?= rust
+VM := cargo run -q --release -p luo-vm --
+
+.PHONY: help demo test bench vm kernel clippy fmt fmtcheck clean
+.NOTPARALLEL:
+
+help:
+	@echo 'make demo      a memfd survives a kexec into a new kernel, step by step'
+	@echo 'make test      every test; ends with "N passed, N failed"'
+	@echo 'make bench     what live update costs, counted in instructions'
+	@echo 'make vm        a shell in the virtual machine'
+	@echo 'make kernel    only the kernel, in out/FLAVOUR/'
+	@echo 'make clippy    lint everything; warnings are errors'
+	@echo 'make fmt       format everything (fmtcheck: only look)'
+	@echo 'make clean     remove what was built here; the cached kernels stay'
+	@echo
+	@echo 'FLAVOUR=rust   the Rust core and memfd handler (the default)'
+	@echo '        c      the C core and handler of the same kernel'
+	@echo '        rust-cmemfd  the Rust core with the C memfd handler'
+	@echo '        debug  rust, with KASAN, lockdep and fault injection'
+	@echo 'KSRC=DIR       use this Linux 7.3 source instead of fetching one'
+	@echo 'LUO_CACHE=DIR  keep source and kernel builds there (~/.cache/rust-luo)'
+
+demo vm: kernel
+	@$(VM) $@ --flavour $(FLAVOUR)
+
+test: kernel-rust kernel-c kernel-rust-cmemfd
+	@$(VM) test
+
+bench: kernel-rust kernel-c
+	@$(VM) bench
+
+kernel: kernel-$(FLAVOUR)
+
+kernel-%:
+	@tools/kernel $*
+
+clippy:
+	tools/kernel --clippy
+	cargo clippy -q --workspace --all-targets -- -D warnings
+
+fmt:
+	tools/kernel --fmt
+	cargo fmt --all
+
+fmtcheck:
+	tools/kernel --fmt --check
+	cargo fmt --all --check
+
+clean:
+	rm -rf out target
