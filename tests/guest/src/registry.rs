@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The list of all scenarios.
+
+use crate::context::Context;
+use crate::scenarios;
+use anyhow::Result;
+
+/// What a scenario does in one kernel.
+pub type Stage = fn(&mut Context<'_>) -> Result<()>;
+
+/// One subject, from the first kernel of a chain to the last.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// Its name, unique among all.
+    pub name: &'static str,
+    /// What it does in each kernel; more than one means that a kexec lies between.
+    pub stages: &'static [Stage],
+}
+
+/// A group of scenarios on one subject.
+#[derive(Clone, Copy)]
+pub struct Group {
+    /// Its name.
+    pub name: &'static str,
+    /// What is in it.
+    pub scenarios: &'static [Scenario],
+}
+
+/// Every group.
+pub const GROUPS: &[Group] = &[
+    scenarios::demo::GROUP,
+    scenarios::session::GROUP,
+    scenarios::file::GROUP,
+    scenarios::memfd::GROUP,
+    scenarios::memory::GROUP,
+    scenarios::seal::GROUP,
+    scenarios::process::GROUP,
+    scenarios::process::STORM,
+    scenarios::third::GROUP,
+    scenarios::interop::GROUP,
+    scenarios::dump::GROUP,
+    scenarios::off::GROUP,
+    scenarios::cost::GROUP,
+    scenarios::ioctl::GROUP,
+    scenarios::callback::GROUP,
+    scenarios::callback::MISSING,
+    scenarios::corrupt::FATAL,
+    scenarios::corrupt::MEMFD,
+    scenarios::trouble::GROUP,
+    scenarios::selftest::GROUP,
+    scenarios::shell::GROUP,
+];
+
+/// The scenario of a name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    GROUPS
+        .iter()
+        .flat_map(|group| group.scenarios)
+        .find(|scenario| scenario.name == name)
+}

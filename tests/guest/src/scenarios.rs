@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The scenarios, one module a subject.
+
+pub mod callback;
+pub mod corrupt;
+pub mod cost;
+pub mod demo;
+pub mod dump;
+pub mod file;
+pub mod interop;
+pub mod ioctl;
+pub mod memfd;
+pub mod memory;
+pub mod off;
+pub mod process;
+pub mod seal;
+pub mod selftest;
+pub mod session;
+pub mod shell;
+pub mod third;
+pub mod trouble;

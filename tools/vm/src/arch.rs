@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All that differs between processors.
+
+use anyhow::{Result, bail};
+
+/// A processor's virtual machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Arch {
+    /// The emulator.
+    pub qemu: &'static str,
+    /// The Debian package that it comes in.
+    pub package: &'static str,
+    /// Arguments that choose the machine.
+    pub machine: &'static [&'static str],
+    /// The serial console as the kernel calls it.
+    pub console: &'static str,
+    /// The kernel's image.
+    pub image: &'static str,
+}
+
+const ARCHES: [(&str, Arch); 2] = [
+    (
+        "x86_64",
+        Arch {
+            qemu: "qemu-system-x86_64",
+            package: "qemu-system-x86",
+            machine: &["-machine", "q35", "-cpu", "max"],
+            console: "ttyS0",
+            image: "bzImage",
+        },
+    ),
+    (
+        "aarch64",
+        Arch {
+            qemu: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+            machine: &["-machine", "virt", "-cpu", "max"],
+            console: "ttyAMA0",
+            image: "Image",
+        },
+    ),
+];
+
+impl Arch {
+    /// The processor of the machine that this runs on, which the kernels are for as well.
+    pub fn host() -> Result<Self> {
+        let name = std::env::consts::ARCH;
+        match ARCHES.iter().find(|(arch, _)| *arch == name) {
+            Some((_, arch)) => Ok(*arch),
+            None => {
+                bail!("no virtual machine is known for {name}; add one to tools/vm/src/arch.rs")
+            }
+        }
+    }
+}

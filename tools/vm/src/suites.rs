@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All tests.
+
+mod compare;
+mod cost;
+mod demo;
+mod graft;
+mod host;
+mod kunit;
+mod scenarios;
+mod selftests;
+mod watch;
+
+pub use cost::bench;
+
+use crate::suite::Job;
+
+/// Every test, the long ones first, so that none is left over when all others are done.
+pub fn all() -> Vec<Job> {
+    let mut jobs = Vec::new();
+    jobs.extend(scenarios::long());
+    jobs.extend(cost::jobs());
+    jobs.extend(selftests::jobs());
+    jobs.extend(compare::jobs());
+    jobs.extend(scenarios::short());
+    jobs.extend(watch::jobs());
+    jobs.extend(kunit::jobs());
+    jobs.extend(demo::jobs());
+    jobs.extend(graft::jobs());
+    jobs.extend(host::jobs());
+    jobs
+}

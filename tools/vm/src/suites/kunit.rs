@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel's unit tests, which run while it boots.
+
+use crate::ktap::{Parser, Verdict};
+use crate::suite::{Job, Report, boot};
+use crate::vm::Config;
+use anyhow::{Result, bail, ensure};
+use std::time::Duration;
+
+/// All suites that are in the kernel.
+pub fn jobs() -> Vec<Job> {
+    vec![Job::new("kunit", Vec::new(), |_| run())]
+}
+
+fn run() -> Result<Vec<Report>> {
+    let mut config = Config::new(["rust"]);
+    config.chain[0].1 = "kunit.enable=1".to_owned();
+    let outcome = boot("kunit", &config)?;
+    let mut parser = Parser::default();
+    let kernel = outcome.lines.iter().filter(|line| line.guest().is_none());
+    let suites: Vec<_> = kernel.filter_map(|line| parser.line(line.body())).collect();
+    if suites.is_empty() {
+        let why = outcome.failure();
+        bail!(
+            "no suite ran: {}",
+            why.unwrap_or_else(|| "the kernel has none".to_owned())
+        );
+    }
+    let announced = parser.announced();
+    ensure!(
+        announced == Some(suites.len()),
+        "{announced:?} suites were announced, {} ran",
+        suites.len()
+    );
+    let mut reports = Vec::new();
+    for suite in &suites {
+        for (name, node) in suite.leaves() {
+            let result = match node.result {
+                Verdict::Ok => Ok(Duration::ZERO),
+                Verdict::NotOk => Err(node.remarks.join("; ")),
+                Verdict::Skipped => Err(format!("it was skipped: {}", node.remarks.join("; "))),
+            };
+            reports.push(Report::new(format!("kunit/{name}"), result));
+        }
+    }
+    if let Some(why) = outcome.failure() {
+        reports.push(Report::new("kunit/console", Err(why)).with_tail(|| outcome.tail()));
+    }
+    Ok(reports)
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The scenarios, in as few machines as is sound.
+
+use crate::suite::{Job, Report, boot, last};
+use crate::vm::Config;
+use luo_guest::registry::{self, Group};
+use std::collections::BTreeMap;
+
+/// Groups whose scenarios share a machine, since none disturbs another.
+const SHARED: [&str; 7] = [
+    "session", "file", "memfd", "seal", "process", "callback", "storm",
+];
+
+/// Those of them that the other kernels can do as well: the C core has no module for callbacks.
+const WITHOUT_MODULE: [&str; 6] = ["session", "file", "memfd", "seal", "process", "storm"];
+
+/// Machines that take long.
+pub fn long() -> Vec<Job> {
+    let mut jobs = vec![shared("rust", &SHARED)];
+    for flavour in ["rust", "c"] {
+        jobs.push(machine("memory", &[flavour; 2], |config| {
+            config.memory = 2048;
+            config.disk = Some(256);
+        }));
+    }
+    jobs.push(shared("c", &WITHOUT_MODULE));
+    jobs.push(shared("rust-cmemfd", &WITHOUT_MODULE));
+    jobs
+}
+
+/// Machines for one scenario each.
+pub fn short() -> Vec<Job> {
+    let mut jobs = vec![
+        machine("missing-handler", &["rust"; 2], |_| {}),
+        machine("third-kernel", &["rust"; 3], |_| {}),
+        machine("third-kernel", &["c"; 3], |_| {}),
+        machine("corrupt-memfd", &["rust"; 3], |config| config.memory = 512),
+        machine("off", &["rust"; 5], |config| {
+            let extras = ["", "liveupdate=off", "kho=off", "", "liveupdate=off"];
+            for (stage, extra) in config.chain.iter_mut().zip(extras) {
+                stage.1 = extra.to_owned();
+            }
+        }),
+    ];
+    for scenario in group("corrupt").scenarios {
+        let name = format!("corrupt/rust/{}", scenario.name);
+        jobs.push(Job::single(name, move |name| {
+            let mut config = Config::new(["rust"; 3]);
+            config.memory = 512;
+            config.scenarios = vec![scenario.name.to_owned()];
+            let outcome = boot(name, &config)?;
+            let result = outcome.scenario(scenario.name, 3);
+            Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
+        }));
+    }
+    for chain in [
+        &["c", "rust"][..],
+        &["rust", "c"],
+        &["rust", "rust"],
+        &["c", "rust", "c"],
+        &["rust", "c", "rust"],
+        &["rust-cmemfd", "rust", "rust-cmemfd"],
+    ] {
+        jobs.push(interop(chain));
+    }
+    jobs
+}
+
+fn group(name: &str) -> &'static Group {
+    let found = registry::GROUPS.iter().find(|group| group.name == name);
+    found.unwrap_or_else(|| unreachable!("there is no group {name}"))
+}
+
+/// Several groups in one machine, in a chain of two kernels of one flavour.
+fn shared(flavour: &'static str, groups: &[&str]) -> Job {
+    let scenarios: Vec<_> = groups
+        .iter()
+        .flat_map(|name| {
+            let of = group(name);
+            of.scenarios.iter().map(|scenario| (of.name, scenario))
+        })
+        .collect();
+    let known: BTreeMap<String, usize> = scenarios
+        .iter()
+        .map(|(group, scenario)| {
+            let name = format!("{group}/{flavour}/{}", scenario.name);
+            (name, scenario.stages.len())
+        })
+        .collect();
+    let tests = scenarios
+        .iter()
+        .map(|(group, scenario)| format!("{group}/{flavour}/{}", scenario.name))
+        .collect();
+    let name = format!("{}/{flavour}", groups.join("+"));
+    Job::new(name.clone(), tests, move |tests| {
+        let mut config = Config::new([flavour; 2]);
+        config.scenarios = tests.iter().map(|test| last(test).to_owned()).collect();
+        let outcome = boot(&name, &config)?;
+        let report = |test: &String| {
+            let stages = known.get(test).copied().unwrap_or(0);
+            Report::new(test, outcome.scenario(last(test), stages))
+                .with_tail(|| outcome.tail_of(last(test)))
+        };
+        let mut reports: Vec<Report> = tests.iter().map(report).collect();
+        // Trouble that belongs to none of them.
+        if reports.iter().all(|report| report.result.is_ok())
+            && let Some(why) = outcome.failure()
+        {
+            let console = format!("{name}/console");
+            reports.push(Report::new(console, Err(why)).with_tail(|| outcome.tail()));
+        }
+        Ok(reports)
+    })
+}
+
+/// One group in one machine of its own.
+fn machine(name: &'static str, chain: &[&'static str], adjust: impl FnOnce(&mut Config)) -> Job {
+    let mut config = Config::new(chain.iter().copied());
+    adjust(&mut config);
+    let group = group(name);
+    let flavour = chain.first().copied().unwrap_or_default();
+    let full = format!("{name}/{flavour}");
+    let tests = group.scenarios.iter();
+    let tests = tests.map(|scenario| format!("{full}/{}", scenario.name));
+    Job::new(full.clone(), tests.collect(), move |tests| {
+        config.scenarios = tests.iter().map(|test| last(test).to_owned()).collect();
+        let outcome = boot(&full, &config)?;
+        let report = |test: &String| {
+            let scenario = registry::find(last(test));
+            let stages = scenario.map_or(0, |scenario| scenario.stages.len());
+            Report::new(test, outcome.scenario(last(test), stages))
+                .with_tail(|| outcome.tail_of(last(test)))
+        };
+        Ok(tests.iter().map(report).collect())
+    })
+}
+
+fn interop(chain: &'static [&'static str]) -> Job {
+    let name = format!("interop/{}", chain.join("-to-"));
+    Job::single(name, move |name| {
+        let mut config = Config::new(chain.iter().copied());
+        config.scenarios = vec!["interop".to_owned()];
+        let outcome = boot(name, &config)?;
+        let result = outcome.scenario("interop", chain.len());
+        Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
+    })
+}

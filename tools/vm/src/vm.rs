@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One virtual machine, from power-on to power-off.
+
+use crate::arch::Arch;
+use crate::line::{Line, clean};
+use crate::{accel, guest, paths};
+use anyhow::{Context, Result, anyhow, bail};
+use indicatif::ProgressBar;
+use luo_guest::plan::{Plan, STAGE_PARAMETER, Stage};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kernels, by flavour, each with what is added to its command line.
+    pub chain: Vec<(String, String)>,
+    /// What runs in them.
+    pub scenarios: Vec<String>,
+    /// What the scenarios are told.
+    pub args: BTreeMap<String, String>,
+    /// Further programs, by the names that they get.
+    pub programs: Vec<(String, PathBuf)>,
+    /// RAM in MiB.
+    pub memory: u32,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Whether the guest's clock counts instructions, so that times are the same in every run.
+    pub count_instructions: bool,
+    /// The size in MiB of a disk for swap, if there is to be one.
+    pub disk: Option<u32>,
+    /// How long the machine goes on after the first sign of trouble, if not to its own end.
+    pub grace: Option<Duration>,
+    /// How long the console may be silent.
+    pub silence: Duration,
+    /// How long all may take.
+    pub total: Duration,
+}
+
+impl Config {
+    /// A chain of kernels with live update on.
+    pub fn new<'a>(chain: impl IntoIterator<Item = &'a str>) -> Self {
+        Self {
+            chain: chain
+                .into_iter()
+                .map(|flavour| (flavour.to_owned(), String::new()))
+                .collect(),
+            scenarios: Vec::new(),
+            args: BTreeMap::new(),
+            programs: Vec::new(),
+            memory: 1024,
+            cpus: 2,
+            count_instructions: false,
+            disk: None,
+            grace: None,
+            silence: Duration::from_secs(120),
+            total: Duration::from_secs(600),
+        }
+    }
+
+    /// The plan that process 1 follows.
+    fn plan(&self, arch: &Arch) -> Plan {
+        let common = format!(
+            "console={} panic=-1 loglevel=8 printk.devkmsg=on kunit.enable=0",
+            arch.console
+        );
+        let stages = self.chain.iter().enumerate().map(|(i, (flavour, extra))| {
+            // The last word on a parameter counts, so that `extra` can switch them off.
+            let mut cmdline = format!("{common} kho=on liveupdate=on {extra}");
+            cmdline.truncate(cmdline.trim_end().len());
+            cmdline += &format!(" {STAGE_PARAMETER}{i}");
+            Stage {
+                flavour: flavour.clone(),
+                cmdline,
+            }
+        });
+        Plan {
+            stages: stages.collect(),
+            scenarios: self.scenarios.clone(),
+            args: self.args.clone(),
+        }
+    }
+}
+
+/// Does what takes time before the first machine is on: builds process 1, tries the accelerator.
+pub fn prepare(config: &Config) -> Result<()> {
+    let spinner = ProgressBar::new_spinner().with_message("building process 1 of the guest");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    guest::build()?;
+    let (flavour, _) = config.chain.first().context("a chain has a kernel")?;
+    spinner.set_message("trying the host's virtualization");
+    accel::choose(&paths::kernel(flavour)?)?;
+    spinner.finish_and_clear();
+    Ok(())
+}
+
+/// The emulator with all its arguments, but for where its serial console goes.
+fn command(config: &Config, dir: &TempDir) -> Result<Command> {
+    let arch = Arch::host()?;
+    let plan = config.plan(&arch);
+    let first = plan.stages.first().context("a chain has a kernel")?;
+    let kernel = paths::kernel(&first.flavour)?;
+    let accel = if config.count_instructions {
+        "tcg"
+    } else {
+        accel::choose(&kernel)?
+    };
+    let initrd = dir.path().join("initrd");
+    guest::write_initrd(&initrd, &plan, &config.programs)?;
+
+    let mut command = Command::new(arch.qemu);
+    command
+        .args(arch.machine)
+        .args(["-accel", accel])
+        .args(["-m", &format!("{}M", config.memory)])
+        .args(["-smp", &config.cpus.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .arg("-no-reboot")
+        .arg("-kernel")
+        .arg(&kernel)
+        .arg("-initrd")
+        .arg(&initrd)
+        .args(["-append", &first.cmdline]);
+    if config.count_instructions {
+        command.args(["-icount", "shift=0,sleep=off"]);
+    }
+    if let Some(mib) = config.disk {
+        let disk = dir.path().join("disk");
+        std::fs::File::create(&disk)?.set_len(u64::from(mib) << 20)?;
+        command
+            .arg("-drive")
+            .arg(format!(
+                "file={},if=none,format=raw,id=disk",
+                disk.display()
+            ))
+            .args(["-device", "nvme,drive=disk,serial=luo"]);
+    }
+    Ok(command)
+}
+
+/// Runs a machine whose console is this terminal, until it is off.
+pub fn interactive(config: &Config) -> Result<bool> {
+    let dir = tempfile::Builder::new().prefix("luo-vm-").tempdir()?;
+    let status = command(config, &dir)?
+        .args(["-serial", "mon:stdio"])
+        .status()
+        .context("starting QEMU")?;
+    Ok(status.success())
+}
+
+/// What comes next from a machine.
+#[derive(Debug)]
+pub enum Next {
+    /// A line on its console.
+    Line(Line),
+    /// It is off.
+    Off,
+    /// It took too long, and was switched off.
+    TimedOut(String),
+}
+
+/// A running machine. It is switched off when this is dropped.
+pub struct Vm {
+    child: Child,
+    lines: Receiver<Line>,
+    errors: Option<std::thread::JoinHandle<String>>,
+    silence: Duration,
+    total: Duration,
+    end: Option<Instant>,
+    started: Instant,
+    // The initial file system and the disk, removed with it.
+    _dir: TempDir,
+}
+
+impl Vm {
+    /// Switches a machine on.
+    pub fn start(config: &Config) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("luo-vm-").tempdir()?;
+        let mut command = command(config, &dir)?;
+        let arch = Arch::host()?;
+        let mut child = command
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}; the package is {}", arch.qemu, arch.package))?;
+        let output = child.stdout.take().context("QEMU has no output")?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut output = BufReader::new(output);
+            let mut bytes = Vec::new();
+            while let Ok(1..) = output.read_until(b'\n', &mut bytes) {
+                let text = clean(&bytes);
+                bytes.clear();
+                // Nobody listens any more when the machine was switched off.
+                if sender.send(Line::new(&text)).is_err() {
+                    break;
+                }
+            }
+        });
+        let errors = child.stderr.take().map(|mut errors| {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                // What cannot be read is not shown.
+                let _ = errors.read_to_string(&mut text);
+                text
+            })
+        });
+        Ok(Self {
+            child,
+            lines,
+            errors,
+            silence: config.silence,
+            total: config.total,
+            end: None,
+            started: Instant::now(),
+            _dir: dir,
+        })
+    }
+
+    /// When it was switched on.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Sees to it that the machine is switched off at some time, if it is not off before.
+    pub fn end_at(&mut self, end: Instant) {
+        self.end.get_or_insert(end);
+    }
+
+    /// Waits for what comes next.
+    pub fn next(&mut self) -> Result<Next> {
+        let left = self.total.saturating_sub(self.started.elapsed());
+        let mut wait = self.silence.min(left);
+        if let Some(end) = self.end {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.stop()?;
+                return Ok(Next::Off);
+            }
+            wait = wait.min(left);
+        }
+        match self.lines.recv_timeout(wait) {
+            Ok(line) => Ok(Next::Line(line)),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait().context("waiting for QEMU")?;
+                if !status.success() {
+                    let errors = self.errors.take().and_then(|thread| thread.join().ok());
+                    bail!("QEMU: {status}: {}", errors.unwrap_or_default().trim());
+                }
+                Ok(Next::Off)
+            }
+            Err(RecvTimeoutError::Timeout) if self.end.is_some_and(|end| end <= Instant::now()) => {
+                self.stop()?;
+                Ok(Next::Off)
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let why = if left <= self.silence {
+                    format!("not done after {} s", self.total.as_secs())
+                } else {
+                    format!("silent for {} s", self.silence.as_secs())
+                };
+                self.stop()?;
+                Ok(Next::TimedOut(why))
+            }
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.child
+            .kill()
+            .and_then(|()| self.child.wait())
+            .map_err(|error| anyhow!("switching the machine off: {error}"))?;
+        Ok(())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // It may be off already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
