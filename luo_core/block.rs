@@ -125,12 +125,14 @@ fn split(block: &mut Page) -> Option<(&mut Header, &mut [u8])> {
 /// Reads a chain that the previous kernel wrote and frees it, one block behind the other.
 ///
 /// Fails with `EINVAL` at the first block that is not one, or that is met twice, and with what
-/// `each` fails with; the block at hand and those behind it then stay reserved.
+/// `each` fails with; the block at hand and those behind it then stay reserved. An empty block is
+/// none, but for the one that C may leave at the end, behind a full one.
 ///
 /// C counterpart: `kho_block_set_restore()` and `kho_block_set_it_read_entry()`.
 pub(crate) fn read_chain<T: FromBytes>(head: u64, mut each: impl FnMut(T) -> Result) -> Result {
     let mut next = head;
     let mut blocks = 0;
+    let mut full = false;
     while next != 0 {
         if blocks == MAX_BLOCKS {
             pr_err!("more than {MAX_BLOCKS} blocks were handed over\n");
@@ -139,8 +141,11 @@ pub(crate) fn read_chain<T: FromBytes>(head: u64, mut each: impl FnMut(T) -> Res
         blocks += 1;
         let block = Claimed::<Page>::new(next)
             .inspect_err(|_| pr_err!("no block was handed over at {next:#x}\n"))?;
-        match read_block(&block, &mut each) {
-            Ok(address) => next = address,
+        match read_block(&block, full, &mut each) {
+            Ok(header) => {
+                next = header.next;
+                full = header.count == block::entries_per_block::<T>(PAGE_SIZE) as u64;
+            }
             Err(err) => {
                 block.leak();
                 return Err(err);
@@ -150,13 +155,21 @@ pub(crate) fn read_chain<T: FromBytes>(head: u64, mut each: impl FnMut(T) -> Res
     Ok(())
 }
 
-fn read_block<T: FromBytes>(block: &Page, each: &mut impl FnMut(T) -> Result) -> Result<u64> {
-    let (next, mut entries) = block::parse(block).map_err(|err| {
+fn read_block<T: FromBytes>(
+    block: &Page,
+    behind_full: bool,
+    each: &mut impl FnMut(T) -> Result,
+) -> Result<Header> {
+    let (header, mut entries) = block::parse(block).map_err(|err| {
         pr_err!("a handed over block is broken: {err:?}\n");
         EINVAL
     })?;
+    if header.count == 0 && !(behind_full && header.next == 0) {
+        pr_err!("a handed over block is empty\n");
+        return Err(EINVAL);
+    }
     entries.try_for_each(each)?;
-    Ok(next)
+    Ok(header)
 }
 
 #[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
@@ -171,12 +184,12 @@ mod tests {
     /// What is in block `index`: the next one's address, and the entries.
     fn parsed(set: &Set, index: usize) -> Result<(u64, KVec<u64>)> {
         let block = set.blocks.get(index).ok_or(ENOENT)?;
-        let (next, parsed) = block::parse::<u64>(&block[..]).map_err(|_| EINVAL)?;
+        let (header, parsed) = block::parse::<u64>(&block[..]).map_err(|_| EINVAL)?;
         let mut entries = KVec::new();
         for entry in parsed {
             entries.push(entry, GFP_KERNEL)?;
         }
-        Ok((next, entries))
+        Ok((header.next, entries))
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Block chains: entries of one size in pages that point to each other.
 //!
 //! A block is one page: a [`Header`], then up to [`entries_per_block`] entries without gaps. The
-//! last block's `next` is 0, and no block of a chain is empty.
+//! last block's `next` is 0, and no block of a chain should be empty. The C core of Linux 7.3 leaves
+//! an empty one behind a full one, however, if it refused one more entry then.
 //!
 //! C header: [`include/linux/kho/abi/block.h`](srctree/include/linux/kho/abi/block.h)
 
@@ -49,7 +50,7 @@ assert_layout!(Header, size 16, next at 0, count at 8);
 pub enum BadBlock {
     /// Fewer bytes than a header.
     Truncated,
-    /// No entry, or more than fit.
+    /// More entries than fit.
     Count(u64),
 }
 
@@ -61,11 +62,13 @@ pub const fn entries_per_block<T>(block_size: usize) -> usize {
     }
 }
 
-/// Splits one block into the address of the next one and its own entries.
-pub fn parse<T: FromBytes>(block: &[u8]) -> Result<(u64, impl Iterator<Item = T> + '_), BadBlock> {
+/// Splits one block into its header and its entries.
+pub fn parse<T: FromBytes>(
+    block: &[u8],
+) -> Result<(Header, impl Iterator<Item = T> + '_), BadBlock> {
     let (header, entries) = Header::read_from_prefix(block).map_err(|_| BadBlock::Truncated)?;
     let count = match usize::try_from(header.count) {
-        Ok(count) if count > 0 && count <= entries_per_block::<T>(block.len()) => count,
+        Ok(count) if count <= entries_per_block::<T>(block.len()) => count,
         _ => return Err(BadBlock::Count(header.count)),
     };
     // Every chunk has the size of `T`, so `ok()` drops none.
@@ -73,5 +76,5 @@ pub fn parse<T: FromBytes>(block: &[u8]) -> Result<(u64, impl Iterator<Item = T>
         .chunks_exact(size_of::<T>())
         .take(count)
         .filter_map(|entry| T::read_from_bytes(entry).ok());
-    Ok((header.next, entries))
+    Ok((header, entries))
 }

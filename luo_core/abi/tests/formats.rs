@@ -193,8 +193,9 @@ fn block_round_trip() {
         .collect();
     assert_eq!(files.len(), 63);
     let bytes = block_of(files.len() as u64, &files);
-    let (next, entries) = block::parse::<luo::File>(&bytes).unwrap();
-    assert_eq!(next, 0x1234_5000);
+    let (header, entries) = block::parse::<luo::File>(&bytes).unwrap();
+    let block::Header { next, count } = header;
+    assert_eq!((next, count), (0x1234_5000, 63));
     assert_eq!(entries.collect::<Vec<_>>(), files);
 }
 
@@ -206,8 +207,15 @@ fn block_yields_no_more_than_it_counts() {
 }
 
 #[test]
+fn block_can_be_empty() {
+    let bytes = block_of(0, &[file(1)]);
+    let (_, mut entries) = block::parse::<luo::File>(&bytes).unwrap();
+    assert_eq!(entries.next(), None);
+}
+
+#[test]
 fn wrong_counts_are_refused() {
-    for count in [0, 64, u64::MAX] {
+    for count in [64, u64::MAX] {
         let bytes = block_of(count, &[file(1)]);
         assert_eq!(
             block::parse::<luo::File>(&bytes).err(),
