@@ -15,6 +15,10 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::{
+        Instant,
+        Monotonic, //
+    },
 };
 
 use crate::{
@@ -193,7 +197,14 @@ impl Luo {
     /// C counterpart: `luo_session_serialize()`.
     pub(crate) fn serialize(&self) -> Result {
         let serialize = self.serialize.write();
-        self.outgoing.write().serialize()?;
+        let mut outgoing = self.outgoing.write();
+        let start = Instant::<Monotonic>::now();
+        outgoing.serialize()?;
+        let micros = start.elapsed().as_micros_ceil();
+        pr_info!(
+            "{} sessions frozen and written down in {micros} us\n",
+            outgoing.count
+        );
         // From now on every change would be lost, so whoever tries one waits for the reboot.
         core::mem::forget(serialize);
         Ok(())
