@@ -21,10 +21,10 @@ const BAR: f64 = 36.0;
 pub fn demo(flavour: &str, verbose: bool) -> Result<bool> {
     let config = config(flavour);
     vm::prepare(&config)?;
-    let core = if flavour.starts_with("rust") {
-        "the Rust core"
-    } else {
+    let core = if flavour == "c" {
         "the kernel's own C core"
+    } else {
+        "the Rust core"
     };
     println!(
         "{}\n{} MiB of RAM, {} processors, kernel out/{flavour}\n",
@@ -66,9 +66,10 @@ pub struct Timeline {
     quiet: bool,
     power_on: Instant,
     kernel: usize,
-    next_bytes: u64,
     /// When reboot(2) was called: here, and by the kernel's clock.
     reboot: Option<(Instant, f64)>,
+    /// How long freezing and serializing took, if the core said so.
+    frozen: Option<Duration>,
     last_words: Option<Instant>,
     all_back: Option<Instant>,
     phases: Vec<(&'static str, Duration)>,
@@ -83,8 +84,8 @@ impl Timeline {
             quiet: false,
             power_on: Instant::now(),
             kernel: 0,
-            next_bytes: 0,
             reboot: None,
+            frozen: None,
             last_words: None,
             all_back: None,
             phases: Vec::new(),
@@ -115,6 +116,11 @@ impl Timeline {
             }
         } else if line.body().contains(LAST_WORDS) {
             self.kexec(line);
+        } else if let Some(time) = frozen(line.body()) {
+            self.frozen = Some(time);
+            self.phase("freeze, serialize", time);
+            let text = "files are frozen, the handover is written";
+            self.say(line.at, text, Some(time));
         }
     }
 
@@ -126,7 +132,6 @@ impl Timeline {
                 bytes,
                 micros: time,
             } => {
-                self.next_bytes = bytes;
                 let text = format!("the next kernel is loaded, {}", size(bytes));
                 self.say(line.at, &text, Some(micros(time)));
             }
@@ -230,8 +235,16 @@ impl Timeline {
         self.last_words = Some(line.at);
         let time = (line.seconds.unwrap_or_default() - reboot).max(0.0);
         let time = Duration::from_secs_f64(time);
-        self.phase("freeze, serialize", time);
-        let text = "files are frozen, the handover is written, devices are off";
+        // The C core does not say when it is done, only the kernel as a whole.
+        let (phase, text, time) = match self.frozen {
+            Some(frozen) => ("shutdown", "devices are off", time.saturating_sub(frozen)),
+            None => (
+                "freeze, serialize",
+                "files are frozen, the handover is written, devices are off",
+                time,
+            ),
+        };
+        self.phase(phase, time);
         self.say(line.at, text, Some(time));
         self.say(line.at, "kexec into the next kernel", None);
     }
@@ -339,9 +352,26 @@ fn duration(time: Duration) -> String {
     }
 }
 
+/// The time in the Rust core's last line before the kexec.
+fn frozen(body: &str) -> Option<Duration> {
+    let (_, time) = body
+        .strip_prefix("luo: ")?
+        .split_once("frozen and written down in ")?;
+    Some(Duration::from_micros(
+        time.strip_suffix(" us")?.parse().ok()?,
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_core_says_when_it_is_done() {
+        let line = "luo: 2 sessions frozen and written down in 271 us";
+        assert_eq!(frozen(line), Some(Duration::from_micros(271)));
+        assert_eq!(frozen("luo: live update number 1"), None);
+    }
 
     #[test]
     fn sizes_and_durations_have_their_unit() {
