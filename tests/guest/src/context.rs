@@ -54,6 +54,16 @@ impl<'a> Context<'a> {
             .map_or("", |stage| &stage.flavour)
     }
 
+    /// Whether the orchestrator of the kernel that runs is the Rust one.
+    pub fn rust_core(&self) -> bool {
+        self.flavour() != "c"
+    }
+
+    /// Whether the memfd handler of the kernel that runs is the Rust one.
+    pub fn rust_memfd(&self) -> bool {
+        matches!(self.flavour(), "rust" | "debug")
+    }
+
     /// A module of the kernel that runs.
     pub fn module(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("{MODULE_DIR}/{}/{name}.ko", self.flavour()))

@@ -82,6 +82,14 @@ impl Helper {
         Ok(())
     }
 
+    /// Makes sure that it did not end.
+    pub fn expect_running(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("a helper is not running any more: {status}"),
+        }
+    }
+
     /// Kills it as nobody can prevent, and waits until it is gone.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
@@ -101,7 +109,9 @@ pub fn main(args: &[String]) -> i32 {
     match run(&args) {
         Ok(status) => status,
         Err(error) => {
-            kmsg::remark(format!("helper {args:?}: {error:#}"));
+            // Not of a scenario, since that may be over; it fails the whole machine.
+            let why = format!("{error:#}").replace('\n', " / ");
+            kmsg::say(format!("not ok 0 - helper {} # {why}", args.join(" ")));
             255
         }
     }
@@ -162,23 +172,26 @@ fn retrieve(session: OwnedFd, token: Token, group: &str) -> Result<i32> {
     })
 }
 
-/// Retrieves and finishes sessions, as fast as it can.
+/// Retrieves and finishes sessions, as fast as it can; it says so when the first one is done.
 fn retrieve_all(count: u64) -> Result<i32> {
     let device = Device::open()?;
-    println!("retrieving");
     for i in 0..count {
         let session = device.retrieve_session(&SessionName::new(format!("busy-{i}"))?)?;
         let file = session.retrieve(Token(i)).context("a file")?;
         data::expect_file(&data::file(file), i, 5000)?;
         session.finish()?;
+        if i == 0 {
+            println!("retrieving");
+        }
     }
     Ok(0)
 }
 
-/// Creates sessions, preserves files and closes all again, without an end.
+/// Creates sessions, preserves files and closes all again, without an end; it says so when that
+/// was done once.
 fn storm(number: u64) -> Result<i32> {
     let file = data::memfd_with("file", number, 20_000)?;
-    println!("storming");
+    let mut rounds = 0;
     for round in 0_u64.. {
         // Others of the storm want the device as well.
         let device = match Device::open() {
@@ -192,6 +205,11 @@ fn storm(number: u64) -> Result<i32> {
         let session = session.context("creating a session")?;
         session.preserve(&file, Token(round)).context("preserve")?;
         session.name().context("reading the name")?;
+        drop(session);
+        if rounds == 0 {
+            println!("storming");
+        }
+        rounds += 1;
     }
     Ok(0)
 }

@@ -13,45 +13,62 @@ use std::os::unix::fs::OpenOptionsExt;
 
 const PATH: &str = "/dev/kmsg";
 
-/// Prints one line; there is nobody to tell if that fails.
+/// Prints lines; there is nobody to tell if that fails.
 pub fn say(text: impl AsRef<str>) {
+    say_as("", text.as_ref());
+}
+
+/// Prints lines, in as many pieces as they need, each with what says of which kind it is.
+fn say_as(kind: &str, text: &str) {
     let Ok(mut log) = File::options().write(true).open(PATH) else {
         return;
     };
-    for line in text.as_ref().lines() {
-        let mut rest = line;
-        loop {
-            let mut cut = rest.len().min(MAX_LINE);
-            while !rest.is_char_boundary(cut) {
-                cut -= 1;
-            }
-            let (piece, tail) = rest.split_at(cut);
-            let _ = log.write_all(format!("<6>{PREFIX}{piece}\n").as_bytes());
-            if tail.is_empty() {
-                break;
-            }
-            rest = tail;
+    for line in text.lines() {
+        for piece in pieces(line, MAX_LINE - kind.len()) {
+            let _ = log.write_all(format!("<6>{PREFIX}{kind}{piece}\n").as_bytes());
         }
+    }
+}
+
+/// A line in pieces of at most so many bytes, at least one.
+fn pieces(line: &str, most: usize) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = line;
+    loop {
+        let mut cut = rest.len().min(most);
+        while !rest.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        let (piece, tail) = rest.split_at(cut);
+        pieces.push(piece);
+        if tail.is_empty() {
+            return pieces;
+        }
+        rest = tail;
     }
 }
 
 /// Prints a remark.
 pub fn remark(text: impl AsRef<str>) {
-    for line in text.as_ref().lines() {
-        say(format!("# {line}"));
-    }
+    say_as("# ", text.as_ref());
 }
 
 /// Prints one line of a longer text.
 pub fn text(kind: &str, line: impl AsRef<str>) {
-    say(format!("|{kind} {}", line.as_ref()));
+    let line = line.as_ref();
+    // An empty line counts as well.
+    say_as(
+        &format!("|{kind} "),
+        if line.is_empty() { "\n" } else { line },
+    );
 }
 
-/// Prints an event.
+/// Prints an event, which has to fit into one line.
 pub fn event(event: &Event) {
     match serde_json::to_string(event) {
-        Ok(json) => say(format!("= {json}")),
-        Err(error) => remark(format!("an event could not be printed: {error}")),
+        Ok(json) if json.len() + 2 <= MAX_LINE => say(format!("= {json}")),
+        Ok(json) => say(format!("not ok 0 - an event # too long to print: {json}")),
+        Err(error) => say(format!("not ok 0 - an event # not printed: {error}")),
     }
 }
 
@@ -101,5 +118,18 @@ impl Reader {
                 Err(error) => return Err(error).context("reading the kernel log"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        assert_eq!(pieces("", 4), [""]);
+        assert_eq!(pieces("abcd", 4), ["abcd"]);
+        assert_eq!(pieces("abcdefghi", 4), ["abcd", "efgh", "i"]);
+        assert_eq!(pieces("abcédef", 4), ["abc", "éde", "f"]);
     }
 }

@@ -9,7 +9,8 @@
 
 use crate::arch::Arch;
 use crate::paths;
-use anyhow::Result;
+use crate::vm;
+use anyhow::{Result, bail};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -28,18 +29,51 @@ pub fn choose(kernel: &Path) -> Result<&'static str> {
         return Ok(chosen);
     }
     let arch = Arch::host()?;
-    Ok(
-        CHOSEN.get_or_init(|| match std::env::var("LUO_ACCEL").as_deref() {
-            Ok("kvm") => "kvm",
-            Ok(_) => "tcg",
-            Err(_) => remembered().unwrap_or_else(|| {
-                let works = kvm_works(&arch, kernel);
-                let chosen = if works { "kvm" } else { "tcg" };
-                remember(chosen);
-                chosen
-            }),
-        }),
-    )
+    let wanted = std::env::var("LUO_ACCEL").ok();
+    let chosen = match asked_for(wanted.as_deref())? {
+        Some(chosen) => chosen,
+        None => match remembered() {
+            Some(chosen) => chosen,
+            None => *CHOSEN.get_or_init(|| try_out(&arch, kernel)),
+        },
+    };
+    Ok(CHOSEN.get_or_init(|| chosen))
+}
+
+/// What a person decided, if anything.
+fn asked_for(wanted: Option<&str>) -> Result<Option<&'static str>> {
+    match wanted {
+        None | Some("") => Ok(None),
+        Some("kvm") => Ok(Some("kvm")),
+        Some("tcg") => Ok(Some("tcg")),
+        Some(other) => bail!("LUO_ACCEL is {other}; it can be kvm or tcg"),
+    }
+}
+
+fn try_out(arch: &Arch, kernel: &Path) -> &'static str {
+    let device = Path::new("/dev/kvm");
+    if File::options().read(true).write(true).open(device).is_err() {
+        remember("tcg");
+        return "tcg";
+    }
+    let busy = is_busy();
+    if kvm_works(arch, kernel) {
+        remember("kvm");
+        return "kvm";
+    }
+    // On a busy machine it may only have been slow: the next run tries again.
+    if !busy {
+        remember("tcg");
+    }
+    "tcg"
+}
+
+/// Whether something keeps at least half of the processors busy; so it is if that is not known.
+fn is_busy() -> bool {
+    let load = fs::read_to_string("/proc/loadavg").ok();
+    let load = load.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    load.is_none_or(|load| load >= processors as f64 / 2.0)
 }
 
 /// What an earlier trial on this machine said, if the machine did not start again since.
@@ -69,11 +103,7 @@ fn boot_id() -> Option<String> {
 }
 
 fn kvm_works(arch: &Arch, kernel: &Path) -> bool {
-    let device = Path::new("/dev/kvm");
-    if File::options().read(true).write(true).open(device).is_err() {
-        return false;
-    }
-    let child = Command::new(arch.qemu)
+    let child = vm::dies_with_us(&mut Command::new(arch.qemu))
         .args(arch.machine)
         .args([
             "-accel",
@@ -116,4 +146,17 @@ fn kvm_works(arch: &Arch, kernel: &Path) -> bool {
     let _ = child.kill();
     let _ = child.wait();
     works
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_decides_with_known_words() {
+        assert_eq!(asked_for(None).unwrap(), None);
+        assert_eq!(asked_for(Some("kvm")).unwrap(), Some("kvm"));
+        assert_eq!(asked_for(Some("tcg")).unwrap(), Some("tcg"));
+        assert!(asked_for(Some("KVM")).is_err());
+    }
 }

@@ -39,6 +39,8 @@ pub struct Parser {
     open: Vec<Vec<Node>>,
     // For each depth the number of tests that were announced.
     plans: Vec<Option<usize>>,
+    // For each depth whether tests of it were begun to be reported.
+    subtests: Vec<bool>,
     remarks: Vec<String>,
 }
 
@@ -61,7 +63,14 @@ impl Parser {
             return None;
         }
         let Some(found) = RESULT.captures(line) else {
-            if let Some(remark) = line.trim_start().strip_prefix("# ") {
+            let text = line.trim_start();
+            if text.starts_with("# Subtest") {
+                let depth = (line.len() - text.len()) / 4;
+                let known = self.subtests.len().max(depth + 1);
+                self.subtests.resize(known, false);
+                self.subtests[depth] = true;
+            }
+            if let Some(remark) = text.strip_prefix("# ") {
                 self.remarks.push(remark.to_owned());
             }
             return None;
@@ -84,14 +93,17 @@ impl Parser {
             Some(children) => std::mem::take(children),
             None => Vec::new(),
         };
-        if let Some(planned) = self.plans.get_mut(depth + 1).and_then(Option::take)
-            && planned != children.len()
-            && result == Verdict::Ok
-        {
-            remarks.push(format!(
-                "{planned} tests were announced, {} ran",
-                children.len()
-            ));
+        let planned = self.plans.get_mut(depth + 1).and_then(Option::take);
+        let begun = self.subtests.get_mut(depth + 1).is_some_and(std::mem::take);
+        let wrong = match (planned, children.len()) {
+            (None, 0) | (Some(0), 0) if begun => Some("it has no tests".to_owned()),
+            (None, 0) => None,
+            (None, ran) => Some(format!("how many tests there are was not said, {ran} ran")),
+            (Some(planned), ran) if planned == ran => None,
+            (Some(planned), ran) => Some(format!("{planned} tests were announced, {ran} ran")),
+        };
+        if let (Some(wrong), Verdict::Ok) = (wrong, result) {
+            remarks.push(wrong);
             result = Verdict::NotOk;
         }
         let node = Node {
@@ -219,6 +231,21 @@ ok 2 liveupdate_device.exclusive_open # SKIP no device";
                 ("suite".to_owned(), Verdict::NotOk),
             ]
         );
+    }
+
+    #[test]
+    fn a_suite_says_how_many_tests_it_has() {
+        let text = "    # Subtest: suite\n    ok 1 a\nok 1 suite";
+        assert_eq!(parse(text)[0].result, Verdict::NotOk);
+    }
+
+    #[test]
+    fn a_suite_without_tests_failed() {
+        for plan in ["", "    1..0\n"] {
+            let text = format!("    # Subtest: suite\n{plan}ok 1 suite\nok 2 other");
+            let results: Vec<Verdict> = parse(&text).iter().map(|node| node.result).collect();
+            assert_eq!(results, [Verdict::NotOk, Verdict::Ok]);
+        }
     }
 
     #[test]

@@ -66,9 +66,9 @@ enum Command {
         /// Shows the console.
         #[arg(long, short)]
         verbose: bool,
-        /// RAM in MiB.
-        #[arg(long, default_value_t = 1024)]
-        memory: u32,
+        /// RAM in MiB, if not what the kernels need.
+        #[arg(long)]
+        memory: Option<u32>,
         /// The size in MiB of a disk for swap.
         #[arg(long)]
         disk: Option<u32>,
@@ -105,6 +105,9 @@ impl Command {
                     return Ok(true);
                 }
                 guest::build()?;
+                if filter.is_empty() {
+                    suite::forget_logs()?;
+                }
                 suite::run_all(suites::all(), &filter, jobs.max(1))
             }
             Command::Bench => suites::bench(),
@@ -133,7 +136,7 @@ impl Command {
                     chain.push(only);
                 }
                 let mut config = Config::new(chain);
-                config.memory = memory;
+                config.memory = memory.unwrap_or(config.memory);
                 config.disk = disk;
                 config.scenarios = scenarios;
                 for stage in &mut config.chain {

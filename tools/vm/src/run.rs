@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 const TAIL: usize = 40;
 const SHORT_TAIL: usize = 12;
 
+/// What process 1 says first in each kernel.
+const INIT: &str = "= {\"event\":\"init\"";
+/// What the kernel says last.
+const POWER_OFF: &str = "reboot: Power down";
+
 /// What came of a run.
 #[derive(Debug)]
 pub struct Outcome {
@@ -20,8 +25,8 @@ pub struct Outcome {
     pub stages: Vec<StageResult>,
     /// What the watch saw, in order.
     pub troubles: Vec<Trouble>,
-    /// Why the machine did not end by itself.
-    pub timed_out: Option<String>,
+    /// Why the machine did not end as it should: with a power-off in its last kernel.
+    pub broken: Option<String>,
     /// The scenario that was running when the machine ended, if one was.
     pub running: Option<String>,
     /// The console.
@@ -61,7 +66,7 @@ pub fn run(config: &Config, mut observe: impl FnMut(&Line)) -> Result<Outcome> {
     let mut vm = Vm::start(config)?;
     let watch = Watch::new()?;
     let mut state = State::default();
-    let timed_out = loop {
+    let broken = loop {
         if let (Some(grace), Some(since)) = (config.grace, state.in_trouble) {
             vm.end_at(since + grace);
         }
@@ -71,17 +76,10 @@ pub fn run(config: &Config, mut observe: impl FnMut(&Line)) -> Result<Outcome> {
                 state.line(&watch, line);
             }
             Next::Off => break None,
-            Next::TimedOut(why) => break Some(why),
+            Next::Broken(why) => break Some(why),
         }
     };
-    Ok(Outcome {
-        stages: state.stages,
-        troubles: state.troubles,
-        timed_out,
-        running: state.running.map(|(name, _)| name),
-        lines: state.lines,
-        time: vm.started().elapsed(),
-    })
+    Ok(state.end(broken, config.chain.len(), vm.started().elapsed()))
 }
 
 #[derive(Default)]
@@ -92,6 +90,9 @@ struct State {
     troubles: Vec<Trouble>,
     in_trouble: Option<Instant>,
     lines: Vec<Line>,
+    // How many kernels came to process 1, and whether the last one of them switched all off.
+    kernels: usize,
+    powered_off: bool,
 }
 
 impl State {
@@ -99,9 +100,14 @@ impl State {
         if let Some(text) = line.guest() {
             if let Some(name) = text.strip_prefix("> ") {
                 self.running = Some((name.to_owned(), line.at));
+            } else if text.starts_with(INIT) {
+                self.kernels += 1;
+                self.powered_off = false;
             } else if let Some(node) = self.parser.line(text) {
                 self.result(&node, line.at);
             }
+        } else if line.body() == POWER_OFF {
+            self.powered_off = true;
         } else if watch.is_trouble(&line) {
             self.in_trouble.get_or_insert(line.at);
             self.troubles.push(Trouble {
@@ -111,6 +117,27 @@ impl State {
             });
         }
         self.lines.push(line);
+    }
+
+    /// What came of all of it, in a chain of so many kernels.
+    fn end(self, broken: Option<String>, kernels: usize, time: Duration) -> Outcome {
+        let broken = broken.or_else(|| {
+            (self.kernels != kernels || !self.powered_off).then(|| {
+                format!(
+                    "the machine ended without a power-off in kernel {kernels}; \
+                     {} came to process 1",
+                    self.kernels
+                )
+            })
+        });
+        Outcome {
+            stages: self.stages,
+            troubles: self.troubles,
+            broken,
+            running: self.running.map(|(name, _)| name),
+            lines: self.lines,
+            time,
+        }
     }
 
     fn result(&mut self, node: &Node, at: Instant) {
@@ -166,16 +193,25 @@ impl Outcome {
 
     /// What went wrong with the machine as a whole, whatever ran in it.
     pub fn failure(&self) -> Option<String> {
-        if let Some(trouble) = self.troubles.first() {
-            return Some(format!("the kernel said: {}", trouble.text));
+        match self.troubles.first() {
+            Some(trouble) => Some(said(trouble)),
+            None => self.failure_of_none(),
         }
-        if let Some(why) = &self.timed_out {
-            return Some(format!("the machine was {why}"));
+    }
+
+    /// What went wrong while no scenario was running, or with the machine itself.
+    fn failure_of_none(&self) -> Option<String> {
+        let mut troubles = self.troubles.iter();
+        if let Some(trouble) = troubles.find(|trouble| trouble.scenario.is_none()) {
+            return Some(said(trouble));
         }
-        self.stages
-            .iter()
-            .find(|stage| stage.stage == usize::MAX)
-            .and_then(|stage| stage.result.clone().err())
+        // Process 1 or a helper of it.
+        let own = |stage: &&StageResult| stage.stage == usize::MAX && stage.result.is_err();
+        if let Some(stage) = self.stages.iter().find(own) {
+            let why = stage.result.clone().err().unwrap_or_default();
+            return Some(format!("{}: {why}", stage.scenario));
+        }
+        self.broken.clone()
     }
 
     /// The lines of one kind of longer text that process 1 printed.
@@ -187,15 +223,16 @@ impl Outcome {
             .collect()
     }
 
-    /// What came of a scenario that has so many stages.
+    /// What came of a scenario that has so many stages, in a machine that it shares with others:
+    /// what belongs to none of them is for [`Self::failure`] to say.
     pub fn scenario(&self, name: &str, stages: usize) -> std::result::Result<Duration, String> {
         let mut time = Duration::ZERO;
         for stage in 0..stages {
-            let found = self
+            let mut found = self
                 .stages
                 .iter()
-                .find(|result| result.scenario == name && result.stage == stage);
-            match found {
+                .filter(|result| result.scenario == name && result.stage == stage);
+            match found.next() {
                 Some(StageResult {
                     result: Err(why), ..
                 }) => {
@@ -204,10 +241,27 @@ impl Outcome {
                 Some(result) => time += result.time,
                 None => return Err(self.not_reached(name, stage)),
             }
+            if found.next().is_some() {
+                return Err(format!("in kernel {}: it ended twice", stage + 1));
+            }
         }
         let mut troubles = self.troubles.iter();
         match troubles.find(|trouble| trouble.scenario.as_deref() == Some(name)) {
-            Some(trouble) => Err(format!("the kernel said: {}", trouble.text)),
+            Some(trouble) => Err(said(trouble)),
+            None => Ok(time),
+        }
+    }
+
+    /// The same in a machine of its own: whatever goes wrong, from power-on to power-off, between
+    /// the kernels as well as in them, is a failure of it.
+    pub fn scenario_alone(
+        &self,
+        name: &str,
+        stages: usize,
+    ) -> std::result::Result<Duration, String> {
+        let time = self.scenario(name, stages)?;
+        match self.failure_of_none() {
+            Some(why) => Err(why),
             None => Ok(time),
         }
     }
@@ -221,3 +275,10 @@ impl Outcome {
         format!("{what} in kernel {}: {why}", stage + 1)
     }
 }
+
+fn said(trouble: &Trouble) -> String {
+    format!("the kernel said: {}", trouble.text)
+}
+
+#[cfg(test)]
+mod tests;

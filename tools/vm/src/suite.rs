@@ -10,6 +10,7 @@ use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -258,10 +259,29 @@ impl Board {
     }
 }
 
+/// Where the consoles are kept.
+fn logs() -> PathBuf {
+    paths::root().join("out/logs")
+}
+
+/// Removes the consoles of earlier runs.
+pub fn forget_logs() -> Result<()> {
+    let Ok(entries) = fs::read_dir(logs()) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs a machine for tests, with its console in a file of that name.
 pub fn boot(name: &str, config: &Config) -> Result<Outcome> {
     let outcome = run::run(config, |_| {}).with_context(|| format!("running {name}"))?;
-    let dir = paths::root().join("out/logs");
+    let dir = logs();
     fs::create_dir_all(&dir)?;
     let text: String = outcome
         .lines

@@ -5,16 +5,31 @@
 use crate::arch::Arch;
 use crate::line::{Line, clean};
 use crate::{accel, guest, paths};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
 use luo_guest::plan::{Plan, STAGE_PARAMETER, Stage};
+use rustix::io::Errno;
+use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// The flavour with the sanitizers.
+const DEBUG: &str = "debug";
+
+/// What such a kernel needs of the one before it, whichever that is: memory in which it can start
+/// with its shadow.
+const DEBUG_SCRATCH: &str = "kho_scratch=32M,600M,600M";
+
+/// Whether a kernel with the sanitizers is in a chain.
+fn has_debug(chain: &[(String, String)]) -> bool {
+    chain.iter().any(|(flavour, _)| flavour == DEBUG)
+}
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -46,30 +61,40 @@ pub struct Config {
 impl Config {
     /// A chain of kernels with live update on.
     pub fn new<'a>(chain: impl IntoIterator<Item = &'a str>) -> Self {
+        let chain: Vec<_> = chain
+            .into_iter()
+            .map(|flavour| (flavour.to_owned(), String::new()))
+            .collect();
+        let (memory, patience) = if has_debug(&chain) {
+            (3072, 3)
+        } else {
+            (1024, 1)
+        };
         Self {
-            chain: chain
-                .into_iter()
-                .map(|flavour| (flavour.to_owned(), String::new()))
-                .collect(),
+            chain,
             scenarios: Vec::new(),
             args: BTreeMap::new(),
             programs: Vec::new(),
-            memory: 1024,
+            memory,
             cpus: 2,
             count_instructions: false,
             disk: None,
             grace: None,
-            silence: Duration::from_secs(120),
-            total: Duration::from_secs(600),
+            silence: Duration::from_secs(120 * patience),
+            total: Duration::from_secs(600 * patience),
         }
     }
 
     /// The plan that process 1 follows.
     fn plan(&self, arch: &Arch) -> Plan {
-        let common = format!(
+        let mut common = format!(
             "console={} panic=-1 loglevel=8 printk.devkmsg=on kunit.enable=0",
             arch.console
         );
+        if has_debug(&self.chain) {
+            common = format!("{common} {DEBUG_SCRATCH} {}", arch.debug);
+            common.truncate(common.trim_end().len());
+        }
         let stages = self.chain.iter().enumerate().map(|(i, (flavour, extra))| {
             // The last word on a parameter counts, so that `extra` can switch them off.
             let mut cmdline = format!("{common} kho=on liveupdate=on {extra}");
@@ -144,10 +169,28 @@ fn command(config: &Config, dir: &TempDir) -> Result<Command> {
     Ok(command)
 }
 
+/// Has the emulator killed when the thread that starts it ends, however that comes about: it
+/// must not stay behind when this program is killed.
+///
+/// Whoever starts a machine has to wait for it in the same thread.
+pub fn dies_with_us(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let in_child = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before the line above.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(in_child) }
+}
+
 /// Runs a machine whose console is this terminal, until it is off.
 pub fn interactive(config: &Config) -> Result<bool> {
     let dir = tempfile::Builder::new().prefix("luo-vm-").tempdir()?;
-    let status = command(config, &dir)?
+    let status = dies_with_us(&mut command(config, &dir)?)
         .args(["-serial", "mon:stdio"])
         .status()
         .context("starting QEMU")?;
@@ -161,8 +204,8 @@ pub enum Next {
     Line(Line),
     /// It is off.
     Off,
-    /// It took too long, and was switched off.
-    TimedOut(String),
+    /// It took too long and was switched off, or the emulator failed.
+    Broken(String),
 }
 
 /// A running machine. It is switched off when this is dropped.
@@ -184,7 +227,7 @@ impl Vm {
         let dir = tempfile::Builder::new().prefix("luo-vm-").tempdir()?;
         let mut command = command(config, &dir)?;
         let arch = Arch::host()?;
-        let mut child = command
+        let mut child = dies_with_us(&mut command)
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -253,7 +296,8 @@ impl Vm {
                 let status = self.child.wait().context("waiting for QEMU")?;
                 if !status.success() {
                     let errors = self.errors.take().and_then(|thread| thread.join().ok());
-                    bail!("QEMU: {status}: {}", errors.unwrap_or_default().trim());
+                    let errors = errors.unwrap_or_default();
+                    return Ok(Next::Broken(format!("QEMU: {status}: {}", errors.trim())));
                 }
                 Ok(Next::Off)
             }
@@ -263,12 +307,12 @@ impl Vm {
             }
             Err(RecvTimeoutError::Timeout) => {
                 let why = if left <= self.silence {
-                    format!("not done after {} s", self.total.as_secs())
+                    format!("the machine was not done after {} s", self.total.as_secs())
                 } else {
-                    format!("silent for {} s", self.silence.as_secs())
+                    format!("the machine was silent for {} s", self.silence.as_secs())
                 };
                 self.stop()?;
-                Ok(Next::TimedOut(why))
+                Ok(Next::Broken(why))
             }
         }
     }

@@ -15,6 +15,8 @@ const MARKERS: &[&str] = &[
     r"-+\[ cut here \]-+",
     r"\bWARNING: ",
     r"\bBUG: ",
+    // A slab: `BUG kmalloc-64 (Not tainted): ...`.
+    r"\bBUG \S+ \((Not tainted|Tainted)",
     r"\bOops\b",
     r"Kernel panic",
     r"Internal error: ",
@@ -48,6 +50,8 @@ const MARKERS: &[&str] = &[
     r"Bad page (state|map)",
     r"ODEBUG: ",
     r"cache .*: Object.*(corrupt|overwritten)",
+    // What the console did not show may have been any of these.
+    r"printk messages dropped",
     // Process 1's helpers.
     r"segfault at ",
     r"traps: .* (trap|general protection)",
@@ -93,6 +97,9 @@ mod tests {
             "[    1.0] rcu: INFO: rcu_preempt self-detected stall on CPU",
             "[    1.0] INFO: task init:1 blocked for more than 120 seconds.",
             "[    1.0] BUG: KASAN: slab-use-after-free in luo_open+0x1/0x2",
+            "[    1.0] BUG kmalloc-64 (Not tainted): Right Redzone overwritten",
+            "[    1.0] BUG luo_cache (Tainted: G    B              ): Object already free",
+            "** 12 printk messages dropped **",
             "[    1.0] kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
             "[    1.0] refcount_t: underflow; use-after-free.",
             "[    1.0] list_del corruption. prev->next should be ffff, but was 0000.",

@@ -2,16 +2,14 @@
 
 //! A handler's callbacks: their order, and what happens when they fail.
 
-use crate::context::{
-    Context, create, device, expect_eq, expect_errno, expect_message, finish, retrieve,
-};
+use crate::context::{Context, create, expect_eq, expect_errno, expect_message, finish, retrieve};
 use crate::data;
 use crate::kexec;
 use crate::kmsg::Reader;
 use crate::module::{self, COMPATIBLE, TEST, callbacks, number, set, test_file};
 use crate::registry::{Group, Scenario};
 use anyhow::{Context as _, Result, ensure};
-use liveupdate::{Errno, Outgoing, Session, SessionName, Token};
+use liveupdate::{Errno, Outgoing, Session, Token};
 use rustix::fs::FallocateFlags;
 
 pub const GROUP: Group = Group {
@@ -200,31 +198,17 @@ fn freeze_fails(context: &mut Context<'_>) -> Result<()> {
                 .any(|n| n.parse::<u64>().is_ok_and(|n| n < 80))
         };
         let found: Vec<&String> = found.iter().filter(own).collect();
-        let expected = if context.flavour().starts_with("rust") {
-            [
-                "freeze 80",
-                "freeze 82",
-                "freeze 84",
-                "freeze 90",
-                "freeze 91",
-                "unfreeze 90",
-                "unfreeze 84",
-                "unfreeze 82",
-                "unfreeze 80",
-            ]
-        } else {
-            [
-                "freeze 80",
-                "freeze 82",
-                "freeze 84",
-                "freeze 90",
-                "freeze 91",
-                "unfreeze 90",
-                "unfreeze 80",
-                "unfreeze 82",
-                "unfreeze 84",
-            ]
-        };
+        let expected = [
+            "freeze 80",
+            "freeze 82",
+            "freeze 84",
+            "freeze 90",
+            "freeze 91",
+            "unfreeze 90",
+            "unfreeze 84",
+            "unfreeze 82",
+            "unfreeze 80",
+        ];
         ensure!(found == expected, "the callbacks came as {found:?}");
     }
 
@@ -377,11 +361,6 @@ fn refused_close_after(context: &mut Context<'_>) -> Result<()> {
     set("refuse_finish", "Y")?;
     drop(session);
     set("refuse_finish", "N")?;
-    if !context.flavour().starts_with("rust") {
-        // The C core strands it.
-        let result = device()?.retrieve_session(&SessionName::new("refused-close")?);
-        return expect_errno("retrieving it again", result, Errno::INVAL);
-    }
     let session = retrieve("refused-close").context("after the close")?;
     for n in [60, 62, 64] {
         let file = data::file(session.retrieve(Token(n))?);

@@ -2,12 +2,14 @@
 
 //! One state that goes through any chain of kernels, whichever core each has.
 
-use crate::context::{Context, device, expect_eq, finish};
+use crate::context::{Context, device, expect_eq, expect_errno, finish};
 use crate::data;
 use crate::registry::{Group, Scenario};
 use anyhow::{Context as _, Result};
 use liveupdate::{Device, Outgoing, Session, SessionName, Token};
+use luo_abi::{block, luo};
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
@@ -41,7 +43,10 @@ fn shape() -> Vec<(String, Vec<(u64, u64)>)> {
             (0..150).map(|i| (i * 7, 10 * i)).collect(),
         ),
     ];
-    shape.extend((0..110).map(|i| (format!("interop-{i}"), vec![(i, 300)])));
+    // As many sessions as fill two blocks to the last entry.
+    let block = block::entries_per_block::<luo::Session>(page as usize);
+    let rest = 2 * block - shape.len();
+    shape.extend((0..rest as u64).map(|i| (format!("interop-{i}"), vec![(i, 300)])));
     shape
 }
 
@@ -94,6 +99,9 @@ fn make(context: &mut Context<'_>) -> Result<()> {
         }
         kept.push(preserve(&device, &name, made)?);
     }
+    // With all blocks full, the C core adds an empty one for a session that it then refuses.
+    let twin = device.create_session(&SessionName::new("interop-empty")?);
+    expect_errno("a second interop-empty", twin, Errno::EXIST)?;
     context.keep(kept);
     Ok(())
 }

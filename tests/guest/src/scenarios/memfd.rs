@@ -360,7 +360,7 @@ fn hugetlb(context: &mut Context<'_>) -> Result<()> {
     let file = File::from(rustix::fs::memfd_create("huge", flags)?);
     let mut log = kmsg::Reader::from_now()?;
     let result = session.preserve(&file, Token(1));
-    if context.flavour() == "rust" {
+    if context.rust_memfd() {
         expect_errno("preserve", result, Errno::OPNOTSUPP)?;
         crate::context::expect_message(&mut log, &["MFD_HUGETLB"])?;
     } else {

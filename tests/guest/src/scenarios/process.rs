@@ -79,11 +79,16 @@ fn busy_before(context: &mut Context<'_>) -> Result<()> {
     let session = create("calm")?;
     session.preserve(data::memfd_with("file", 1, LEN)?, Token(1))?;
     context.keep(session);
-    for number in 0..3 {
-        let mut helper = Helper::start("storm", &[Arg::Word(number.to_string())])?;
+    let mut helpers = (0..3)
+        .map(|number| Helper::start("storm", &[Arg::Word(number.to_string())]))
+        .collect::<Result<Vec<_>>>()?;
+    for helper in &mut helpers {
         helper.expect_line("storming")?;
-        context.keep(helper);
     }
+    for helper in &mut helpers {
+        helper.expect_running()?;
+    }
+    context.keep(helpers);
     Ok(())
 }
 

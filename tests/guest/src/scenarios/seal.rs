@@ -197,7 +197,7 @@ fn not_executable_after(context: &mut Context<'_>) -> Result<()> {
     let seals = fcntl_get_seals(&file)?;
     let exec = SealFlags::from_bits_retain(EXEC);
     ensure!(seals.contains(exec), "the seals are {seals:?}");
-    if context.flavour() == "rust" {
+    if context.rust_memfd() {
         ensure!(seals == exec, "the seals are {seals:?}");
         data::write_pattern(&file, &mut Pattern::new(2), 0, SEALED_LEN).context("writing")?;
         let mode = rustix::fs::fstat(&file)?.st_mode;

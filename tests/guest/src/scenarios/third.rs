@@ -99,6 +99,7 @@ fn busy_before(context: &mut Context<'_>) -> Result<()> {
 fn busy_between(context: &mut Context<'_>) -> Result<()> {
     let mut helper = Helper::start("retrieve-all", &[Arg::Word(BUSY.to_string())])?;
     helper.expect_line("retrieving")?;
+    helper.expect_running()?;
     context.keep(helper);
     Ok(())
 }

@@ -45,6 +45,10 @@ pub const GROUP: Group = Group {
             name: "trouble-in-process-1",
             stages: &[process_1],
         },
+        Scenario {
+            name: "trouble-after-kexec",
+            stages: &[none, |context| provoke(context, "WARNING")],
+        },
     ],
 };
 

@@ -49,7 +49,7 @@ fn printed(name: &str, chain: &[&str], scenario: &str, kind: &str) -> Result<Vec
     config.memory = 512;
     config.scenarios = vec![scenario.to_owned()];
     let outcome: Outcome = boot(&format!("{name} {}", chain.join("-")), &config)?;
-    if let Err(why) = outcome.scenario(scenario, chain.len()) {
+    if let Err(why) = outcome.scenario_alone(scenario, chain.len()) {
         bail!(
             "{}: {why}\n{}",
             chain.join(" to "),

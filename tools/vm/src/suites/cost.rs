@@ -52,6 +52,9 @@ fn judge(few: &Costs, many: &Costs, test: &str, time: Duration) -> Result<Durati
     let (Some(few), Some(many)) = (few.get(&what), many.get(&what)) else {
         return Err("it was not measured".to_owned());
     };
+    if *few == 0 {
+        return Err(format!("{FEW} cost nothing, so nothing was measured"));
+    }
     let ratio = *many as f64 / *few as f64;
     if ratio > LIMIT {
         return Err(format!(
@@ -73,20 +76,21 @@ fn measure(flavour: &str, n: u64) -> Result<Costs> {
     config.scenarios = vec!["cost".to_owned()];
     config.args.insert("n".to_owned(), n.to_string());
     let outcome = boot(&format!("cost {flavour} {n}"), &config)?;
-    if let Err(why) = outcome.scenario("cost", 2) {
+    if let Err(why) = outcome.scenario_alone("cost", 2) {
         bail!("{flavour}, {n}: {why}\n{}", outcome.tail().join("\n"));
     }
-    Ok(costs(&outcome))
+    Ok(costs(&outcome, n))
 }
 
-fn costs(outcome: &Outcome) -> Costs {
+/// What was measured of so many.
+fn costs(outcome: &Outcome, wanted: u64) -> Costs {
     let events = outcome
         .lines
         .iter()
         .filter_map(|line| serde_json::from_str(line.guest()?.strip_prefix("= ")?).ok());
     events
         .filter_map(|event| match event {
-            Event::Measured { what, nanos, .. } => Some((what, nanos)),
+            Event::Measured { what, n, nanos } if n == wanted => Some((what, nanos)),
             _ => None,
         })
         .collect()
@@ -152,5 +156,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_fails() {
         assert!(judge(&costs(1), &costs(1), "other", Duration::ZERO).is_err());
+        assert!(judge(&costs(0), &costs(1), "create-sessions", Duration::ZERO).is_err());
+        assert!(judge(&costs(0), &costs(0), "create-sessions", Duration::ZERO).is_err());
     }
 }

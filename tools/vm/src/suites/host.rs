@@ -22,7 +22,8 @@ fn run(name: &str) -> Result<Vec<Report>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(paths::root())
-        .args(["test", "--quiet", "--release", "--package", name])
+        .args(["test", "--quiet", "--release", "--no-fail-fast"])
+        .args(["--package", name])
         .args(["--", "--format", "pretty"])
         .output()
         .context("running cargo test")?;

@@ -8,6 +8,14 @@ use crate::vm::Config;
 use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
+/// The project's own suites, which have to be there.
+const SUITES: [&str; 4] = [
+    "luo_block",
+    "luo_sessions",
+    "luo_registry",
+    "luo_preserved_ids",
+];
+
 /// All suites that are in the kernel.
 pub fn jobs() -> Vec<Job> {
     vec![Job::new("kunit", Vec::new(), |_| run())]
@@ -33,6 +41,13 @@ fn run() -> Result<Vec<Report>> {
         "{announced:?} suites were announced, {} ran",
         suites.len()
     );
+    for name in SUITES {
+        let found = suites.iter().find(|suite| suite.name == name);
+        ensure!(
+            found.is_some_and(|suite| !suite.children.is_empty()),
+            "no test of the suite {name} ran"
+        );
+    }
     let mut reports = Vec::new();
     for suite in &suites {
         for (name, node) in suite.leaves() {

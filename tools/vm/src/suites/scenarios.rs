@@ -50,7 +50,7 @@ pub fn short() -> Vec<Job> {
             config.memory = 512;
             config.scenarios = vec![scenario.name.to_owned()];
             let outcome = boot(name, &config)?;
-            let result = outcome.scenario(scenario.name, 3);
+            let result = outcome.scenario_alone(scenario.name, 3);
             Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
         }));
     }
@@ -129,7 +129,7 @@ fn machine(name: &'static str, chain: &[&'static str], adjust: impl FnOnce(&mut 
         let report = |test: &String| {
             let scenario = registry::find(last(test));
             let stages = scenario.map_or(0, |scenario| scenario.stages.len());
-            Report::new(test, outcome.scenario(last(test), stages))
+            Report::new(test, outcome.scenario_alone(last(test), stages))
                 .with_tail(|| outcome.tail_of(last(test)))
         };
         Ok(tests.iter().map(report).collect())
@@ -142,7 +142,7 @@ fn interop(chain: &'static [&'static str]) -> Job {
         let mut config = Config::new(chain.iter().copied());
         config.scenarios = vec!["interop".to_owned()];
         let outcome = boot(name, &config)?;
-        let result = outcome.scenario("interop", chain.len());
+        let result = outcome.scenario_alone("interop", chain.len());
         Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
     })
 }

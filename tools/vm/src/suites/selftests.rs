@@ -49,7 +49,9 @@ fn config(flavour: &str, kernels: usize, scenario: &str, program: &str) -> Resul
 
 fn kexec(name: &str, flavour: &str) -> Result<Report> {
     let outcome = boot(name, &config(flavour, 2, "selftest-kexec", last(name))?)?;
-    let mut result = outcome.scenario("selftest-kexec", 2).map(|_| outcome.time);
+    let mut result = outcome
+        .scenario_alone("selftest-kexec", 2)
+        .map(|_| outcome.time);
     let passed = outcome
         .text("tap")
         .iter()
@@ -79,7 +81,7 @@ fn cases(flavour: &str) -> Result<Vec<Report>> {
         reports.push(Report::new(format!("{name}/{}", node.name), result));
     }
     // The program's own opinion, and whether all of it ran.
-    let result = match outcome.scenario("selftest", 1) {
+    let result = match outcome.scenario_alone("selftest", 1) {
         Ok(_) if announced != Some(nodes.len()) || nodes.is_empty() => Err(format!(
             "{announced:?} tests were announced, {} ran",
             nodes.len()
@@ -92,13 +94,14 @@ fn cases(flavour: &str) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Builds one of the programs, if its sources are newer than it, and says where it is.
+/// Builds one of the programs and says where it is. That is in this checkout, since others may
+/// have other sources.
 fn build(program: &str) -> Result<PathBuf> {
     // One at a time: all of them need the headers.
     static LOCK: Mutex<()> = Mutex::new(());
     let _lock = LOCK.lock().unwrap_or_else(|broken| broken.into_inner());
     let source = paths::kernel_source()?;
-    let dir = paths::cache()?.join("selftests");
+    let dir = paths::root().join("target/selftests");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let stamp = dir.join("source");
     let here = format!("{}\n", source.display());
@@ -106,7 +109,10 @@ fn build(program: &str) -> Result<PathBuf> {
         install_headers(&source, &dir)?;
         fs::write(&stamp, here)?;
     }
-    let output = dir.join(program);
+    let (output, partial) = (
+        dir.join(program),
+        dir.join(format!("{program}.{}", std::process::id())),
+    );
     let tests = source.join("tools/testing/selftests/liveupdate");
     let mut cc = Command::new("cc");
     cc.arg("-I").arg(dir.join("usr/include"));
@@ -120,11 +126,13 @@ fn build(program: &str) -> Result<PathBuf> {
     cc.arg("-I")
         .arg(tests.join("lib/include"))
         .arg("-o")
-        .arg(&output)
+        .arg(&partial)
         .arg(tests.join(format!("{program}.c")))
         .arg(tests.join("lib/lu_utils.c"));
     run(&mut cc).with_context(|| format!("building the selftest {program}"))?;
-    ensure!(output.is_file(), "{} was not built", output.display());
+    ensure!(partial.is_file(), "{} was not built", partial.display());
+    // A machine that is about to start may be reading the one of before.
+    fs::rename(&partial, &output).with_context(|| format!("renaming {}", partial.display()))?;
     Ok(output)
 }
 
