@@ -6,9 +6,8 @@
 //! that crosses the kexec is an associated type: it is allocated, checked, handed to the callbacks
 //! and freed here, so that an implementation neither sees a physical address nor leaks memory.
 //!
-//! All callbacks may sleep. All but `can_preserve` and `id` are called with the mutex of the file's
-//! session held, and with the orchestrator's serialize lock, so none may close a session's file and
-//! wait for that.
+//! All callbacks may sleep. They are called with the mutex of the file's session and with the
+//! orchestrator's serialize lock held, so none may close a session's file and wait for that.
 //!
 //! C header: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h)
 
