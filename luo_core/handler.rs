@@ -138,6 +138,7 @@ impl<T: LiveupdateFileHandler> Registration<T> {
         let compatible = const {
             match Compatible::new(T::COMPATIBLE.to_bytes()) {
                 Some(compatible) => compatible,
+                // Fails the build: this is a constant.
                 None => panic!("a compatible string has 1 to 47 bytes"),
             }
         };
