@@ -46,10 +46,15 @@ pub(crate) struct IncomingFiles {
 struct IncomingFile {
     token: u64,
     data: u64,
-    compatible: Compatible,
     state: State,
+    handler: Binding,
+}
+
+/// The handler that a file needs.
+struct Binding {
+    compatible: Compatible,
     /// `None` as long as no handler for `compatible` was found.
-    handler: Option<HandlerRef>,
+    found: Option<HandlerRef>,
 }
 
 enum State {
@@ -96,9 +101,11 @@ impl IncomingFiles {
         let file = IncomingFile {
             token,
             data,
-            compatible,
             state: State::Untried,
-            handler: registry.by_compatible(&compatible),
+            handler: Binding {
+                compatible,
+                found: registry.by_compatible(&compatible),
+            },
         };
         Ok(self.files.push(file, GFP_KERNEL)?)
     }
@@ -125,8 +132,7 @@ impl IncomingFiles {
             State::Untried => {}
         }
         // Neither a missing handler nor missing memory is held against the file.
-        entry.bind(registry)?;
-        let handler = entry.handler.as_ref().ok_or(ENOENT)?;
+        let handler = entry.handler.get(registry, token)?;
         let memory = Reservation::new()?;
 
         match handler.retrieve(entry.data) {
@@ -154,18 +160,14 @@ impl IncomingFiles {
     /// C counterpart: `luo_file_finish()`.
     pub(crate) fn finish(&mut self, registry: &Registry) -> Result {
         for file in &mut self.files {
-            file.bind(registry).map_err(|_| EBUSY)?;
-            let agrees = file
-                .handler
-                .as_ref()
-                .is_some_and(|handler| handler.can_finish(file.data, &file.state.outcome()));
-            if !agrees {
+            let handler = file.handler.get(registry, file.token).map_err(|_| EBUSY)?;
+            if !handler.can_finish(file.data, &file.state.outcome()) {
                 return Err(EBUSY);
             }
         }
         while let Some(file) = self.files.pop() {
             self.by_token.remove(&file.token);
-            if let Some(handler) = &file.handler {
+            if let Some(handler) = &file.handler.found {
                 handler.finish(file.data, &file.state.outcome());
             }
         }
@@ -173,18 +175,19 @@ impl IncomingFiles {
     }
 }
 
-impl IncomingFile {
-    /// Finds the handler, if that was not possible before.
-    fn bind(&mut self, registry: &Registry) -> Result {
-        if self.handler.is_none() {
-            self.handler = registry.by_compatible(&self.compatible);
+impl Binding {
+    /// The handler, which may have come only after the file did.
+    ///
+    /// Fails with `ENOENT`, and a line in the log, if it is still missing.
+    fn get(&mut self, registry: &Registry, token: u64) -> Result<&HandlerRef> {
+        if self.found.is_none() {
+            self.found = registry.by_compatible(&self.compatible);
         }
-        if self.handler.is_none() {
-            let (compatible, token) = (shown(&self.compatible), self.token);
+        self.found.as_ref().ok_or_else(|| {
+            let compatible = shown(&self.compatible);
             pr_warn!("token {token:#x} needs the handler '{compatible}', which is not loaded\n");
-            return Err(ENOENT);
-        }
-        Ok(())
+            ENOENT
+        })
     }
 }
 
