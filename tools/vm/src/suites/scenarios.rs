@@ -5,7 +5,6 @@
 use crate::suite::{Job, Report, boot, last};
 use crate::vm::Config;
 use luo_guest::registry::{self, Group};
-use std::collections::BTreeMap;
 
 /// Groups whose scenarios share a machine, since none disturbs another.
 const SHARED: [&str; 7] = [
@@ -45,14 +44,9 @@ pub fn short() -> Vec<Job> {
     ];
     for scenario in group("corrupt").scenarios {
         let name = format!("corrupt/rust/{}", scenario.name);
-        jobs.push(Job::single(name, move |name| {
-            let mut config = Config::new(["rust"; 3]);
-            config.memory = 512;
-            config.scenarios = vec![scenario.name.to_owned()];
-            let outcome = boot(name, &config)?;
-            let result = outcome.scenario_alone(scenario.name, 3);
-            Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
-        }));
+        let mut config = Config::new(["rust"; 3]);
+        config.memory = 512;
+        jobs.push(alone(name, config, scenario.name));
     }
     for chain in [
         &["c", "rust"][..],
@@ -62,7 +56,8 @@ pub fn short() -> Vec<Job> {
         &["rust", "c", "rust"],
         &["rust-cmemfd", "rust", "rust-cmemfd"],
     ] {
-        jobs.push(interop(chain));
+        let name = format!("interop/{}", chain.join("-to-"));
+        jobs.push(alone(name, Config::new(chain.iter().copied()), "interop"));
     }
     jobs
 }
@@ -74,23 +69,12 @@ fn group(name: &str) -> &'static Group {
 
 /// Several groups in one machine, in a chain of two kernels of one flavour.
 fn shared(flavour: &'static str, groups: &[&str]) -> Job {
-    let scenarios: Vec<_> = groups
+    let tests = groups
         .iter()
         .flat_map(|name| {
-            let of = group(name);
-            of.scenarios.iter().map(|scenario| (of.name, scenario))
+            let scenarios = group(name).scenarios.iter();
+            scenarios.map(move |scenario| format!("{name}/{flavour}/{}", scenario.name))
         })
-        .collect();
-    let known: BTreeMap<String, usize> = scenarios
-        .iter()
-        .map(|(group, scenario)| {
-            let name = format!("{group}/{flavour}/{}", scenario.name);
-            (name, scenario.stages.len())
-        })
-        .collect();
-    let tests = scenarios
-        .iter()
-        .map(|(group, scenario)| format!("{group}/{flavour}/{}", scenario.name))
         .collect();
     let name = format!("{}/{flavour}", groups.join("+"));
     Job::new(name.clone(), tests, move |tests| {
@@ -98,8 +82,7 @@ fn shared(flavour: &'static str, groups: &[&str]) -> Job {
         config.scenarios = tests.iter().map(|test| last(test).to_owned()).collect();
         let outcome = boot(&name, &config)?;
         let report = |test: &String| {
-            let stages = known.get(test).copied().unwrap_or(0);
-            Report::new(test, outcome.scenario(last(test), stages))
+            Report::new(test, outcome.scenario(last(test), stages(test)))
                 .with_tail(|| outcome.tail_of(last(test)))
         };
         let mut reports: Vec<Report> = tests.iter().map(report).collect();
@@ -127,22 +110,24 @@ fn machine(name: &'static str, chain: &[&'static str], adjust: impl FnOnce(&mut 
         config.scenarios = tests.iter().map(|test| last(test).to_owned()).collect();
         let outcome = boot(&full, &config)?;
         let report = |test: &String| {
-            let scenario = registry::find(last(test));
-            let stages = scenario.map_or(0, |scenario| scenario.stages.len());
-            Report::new(test, outcome.scenario_alone(last(test), stages))
+            Report::new(test, outcome.scenario_alone(last(test), stages(test)))
                 .with_tail(|| outcome.tail_of(last(test)))
         };
         Ok(tests.iter().map(report).collect())
     })
 }
 
-fn interop(chain: &'static [&'static str]) -> Job {
-    let name = format!("interop/{}", chain.join("-to-"));
+/// One scenario in a machine of its own, with a stage in every kernel.
+fn alone(name: String, mut config: Config, scenario: &'static str) -> Job {
+    config.scenarios = vec![scenario.to_owned()];
     Job::single(name, move |name| {
-        let mut config = Config::new(chain.iter().copied());
-        config.scenarios = vec!["interop".to_owned()];
         let outcome = boot(name, &config)?;
-        let result = outcome.scenario_alone("interop", chain.len());
+        let result = outcome.scenario_alone(scenario, config.chain.len());
         Ok(Report::new(name, result.map(|_| outcome.time)).with_tail(|| outcome.tail()))
     })
+}
+
+/// In how many kernels a test's scenario has something to do.
+fn stages(test: &str) -> usize {
+    registry::find(last(test)).map_or(0, |scenario| scenario.stages.len())
 }
