@@ -81,7 +81,13 @@ unsafe extern "C" fn liveupdate_register_file_handler(
     };
     errno(NonNull::new(handler).ok_or(EINVAL).and_then(|handler| {
         // SAFETY: The caller guarantees that the handler stays valid.
-        unsafe { luo.registry.register(handler) }
+        unsafe { luo.registry.register(handler)? };
+        #[cfg(CONFIG_LIVEUPDATE_TEST)]
+        // SAFETY: The handler is registered.
+        unsafe {
+            bindings::liveupdate_test_register(handler.as_ptr())
+        };
+        Ok(())
     }))
 }
 
@@ -94,40 +100,110 @@ extern "C" fn liveupdate_unregister_file_handler(handler: *mut bindings::liveupd
     }
 }
 
-/// FLBs are not there yet: `EOPNOTSUPP`, as if live update were off.
+/// Has the files of a registered handler depend on an FLB.
+///
+/// Errors: `EOPNOTSUPP`, live update is off; `EINVAL`, a callback is missing, the compatible string
+/// is none, or the handler is not registered; `EEXIST`, the handler has the FLB already, or another
+/// FLB has its compatible string; `ENOSPC`, there are too many; `ENOMEM`.
+///
+/// # Safety
+///
+/// `flb` must be valid, and not change, until it is unregistered, as it also is with its handler.
 #[no_mangle]
-extern "C" fn liveupdate_register_flb(
-    _handler: *mut bindings::liveupdate_file_handler,
-    _flb: *mut bindings::liveupdate_flb,
+unsafe extern "C" fn liveupdate_register_flb(
+    handler: *mut bindings::liveupdate_file_handler,
+    flb: *mut bindings::liveupdate_flb,
 ) -> c_int {
-    EOPNOTSUPP.to_errno()
+    let Some(luo) = luo() else {
+        return EOPNOTSUPP.to_errno();
+    };
+    let (Some(handler), Some(flb)) = (NonNull::new(handler), NonNull::new(flb)) else {
+        return EINVAL.to_errno();
+    };
+    // SAFETY: The caller guarantees that the FLB stays valid.
+    errno(unsafe { luo.registry.register_flb(handler, flb) })
 }
 
+/// Takes back [`liveupdate_register_flb`], under the condition of
+/// [`liveupdate_unregister_file_handler`].
 #[no_mangle]
 extern "C" fn liveupdate_unregister_flb(
-    _handler: *mut bindings::liveupdate_file_handler,
-    _flb: *mut bindings::liveupdate_flb,
+    handler: *mut bindings::liveupdate_file_handler,
+    flb: *mut bindings::liveupdate_flb,
 ) {
+    if let (Some(luo), Some(handler), Some(flb)) =
+        (LUO.as_ref(), NonNull::new(handler), NonNull::new(flb))
+    {
+        luo.registry.unregister_flb(handler, flb);
+    }
 }
 
+/// Finds the object that the previous kernel handed over, and counts a use of it.
+///
+/// Errors: `EOPNOTSUPP`, live update is off; and those of [`Luo::get_incoming_flb`].
+///
+/// # Safety
+///
+/// `flb` must be valid, with all callbacks, as long as its module is there, and `object` be valid
+/// for writing.
 #[no_mangle]
-extern "C" fn liveupdate_flb_get_incoming(
-    _flb: *mut bindings::liveupdate_flb,
-    _object: *mut *mut c_void,
+unsafe extern "C" fn liveupdate_flb_get_incoming(
+    flb: *mut bindings::liveupdate_flb,
+    object: *mut *mut c_void,
 ) -> c_int {
-    EOPNOTSUPP.to_errno()
+    let Some(luo) = luo() else {
+        return EOPNOTSUPP.to_errno();
+    };
+    errno(NonNull::new(flb).ok_or(EINVAL).and_then(|flb| {
+        // SAFETY: The caller guarantees that both are valid.
+        unsafe { *object = luo.get_incoming_flb(flb)? };
+        Ok(())
+    }))
 }
 
+/// Takes back [`liveupdate_flb_get_incoming`].
+///
+/// # Safety
+///
+/// `flb` must be valid.
 #[no_mangle]
-extern "C" fn liveupdate_flb_put_incoming(_flb: *mut bindings::liveupdate_flb) {}
+unsafe extern "C" fn liveupdate_flb_put_incoming(flb: *mut bindings::liveupdate_flb) {
+    if let (Some(luo), Some(flb)) = (LUO.as_ref(), NonNull::new(flb)) {
+        // SAFETY: The caller guarantees that it is valid.
+        unsafe { luo.put_incoming_flb(flb) };
+    }
+}
 
+/// Finds the object that will be handed over, and counts a use of it.
+///
+/// Errors: `EOPNOTSUPP`, live update is off; `ENOENT`, no file depends on the FLB, or it has no
+/// object.
+///
+/// # Safety
+///
+/// `object` must be valid for writing.
 #[no_mangle]
-extern "C" fn liveupdate_flb_get_outgoing(
-    _flb: *mut bindings::liveupdate_flb,
-    _object: *mut *mut c_void,
+unsafe extern "C" fn liveupdate_flb_get_outgoing(
+    flb: *mut bindings::liveupdate_flb,
+    object: *mut *mut c_void,
 ) -> c_int {
-    EOPNOTSUPP.to_errno()
+    let Some(luo) = luo() else {
+        return EOPNOTSUPP.to_errno();
+    };
+    errno(NonNull::new(flb).ok_or(EINVAL).and_then(|flb| {
+        let found = luo.registry.flb(flb)?.get()?;
+        // SAFETY: The caller guarantees that it is valid.
+        unsafe { *object = found.as_ptr() };
+        Ok(())
+    }))
 }
 
+/// Takes back [`liveupdate_flb_get_outgoing`].
 #[no_mangle]
-extern "C" fn liveupdate_flb_put_outgoing(_flb: *mut bindings::liveupdate_flb) {}
+extern "C" fn liveupdate_flb_put_outgoing(flb: *mut bindings::liveupdate_flb) {
+    if let (Some(luo), Some(flb)) = (LUO.as_ref(), NonNull::new(flb)) {
+        if let Ok(flb) = luo.registry.flb(flb) {
+            flb.put();
+        }
+    }
+}

@@ -12,10 +12,7 @@
 //! C header: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h)
 
 use kernel::{
-    error::{
-        to_result,
-        VTABLE_DEFAULT_ERROR, //
-    },
+    error::VTABLE_DEFAULT_ERROR,
     ffi::c_int,
     fs::File,
     module::this_module,
@@ -32,20 +29,27 @@ use core::{
 
 use crate::{
     bindings,
+    context::{
+        Finish,
+        Freeze,
+        Preserve,
+        Retrieve, //
+    },
     kho::{
         Claimed,
-        Preserved, //
+        Preserved,
+        WireState, //
     },
+    waist::CallArgs, //
 };
 
-use luo_abi::luo::Compatible;
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
+use luo_abi::luo::{
+    Alias,
+    Compatible, //
 };
 
-/// How the care for an incoming file ends.
-pub enum Finish<'a, S> {
+/// How the life of an incoming file in its session ends.
+pub enum Outcome<'a, S> {
     /// It was retrieved; this is the file.
     Retrieved(&'a File),
     /// Its retrieval was tried and failed.
@@ -60,28 +64,35 @@ pub enum Finish<'a, S> {
 /// the machine reboots, or `freeze` and `unfreeze` when something else fails at that point. In the
 /// new kernel: `retrieve`, if userspace asks for the file, then `finish`.
 ///
+/// Handlers are registered by [`module_liveupdate!`](crate::module_liveupdate).
+///
 /// C counterpart: `struct liveupdate_file_ops`.
 #[vtable]
 pub trait LiveupdateFileHandler: Sized + 'static {
-    /// Names this handler and the version of its [`Self::State`]; at most 47 bytes.
+    /// Names this handler and the version of its [`Self::State`]: 1 to 47 ASCII letters, digits,
+    /// `-`, `_`, `.`, `,` and `+`.
     ///
-    /// The next kernel looks for a handler of the same name.
+    /// The next kernel looks for a handler of the same name. Anything else does not compile.
     const COMPATIBLE: &'static CStr;
 
-    /// What the next kernel reads: integers only, all zero before `preserve` fills it in.
-    type State: FromBytes + IntoBytes;
+    /// What the next kernel reads, all zero before `preserve` fills it in.
+    ///
+    /// It is allocated in preserved memory and freed here, on every path, once. In the next kernel
+    /// it is checked to be preserved memory and a valid value before a callback sees it; what the
+    /// values mean is for the handler to check.
+    type State: WireState;
 
-    /// What only this kernel needs between `preserve` and `unpreserve`.
+    /// What only this kernel needs between `preserve` and `unpreserve`; kept and dropped here.
     type Private: Send;
 
     /// Whether `file` is of the kind that this handler takes care of. It is asked for every file
     /// that userspace preserves, until a handler says yes.
     fn can_preserve(file: &File) -> bool;
 
-    /// Saves the state of `file`.
+    /// Saves the state of a file.
     ///
     /// An error is what userspace gets; nothing may be left behind then.
-    fn preserve(file: &File, state: &mut Self::State) -> Result<Self::Private>;
+    fn preserve(cx: &Preserve<'_>, state: &mut Self::State) -> Result<Self::Private>;
 
     /// Takes back [`Self::preserve`]: the file goes on living in this kernel.
     fn unpreserve(file: &File, state: &Self::State, private: Self::Private);
@@ -90,7 +101,7 @@ pub trait LiveupdateFileHandler: Sized + 'static {
     ///
     /// An error ends the reboot and is what `reboot(2)` returns. Called with the orchestrator's
     /// locks held: other subsystems' may only be tried.
-    fn freeze(_file: &File, _state: &mut Self::State, _private: &Self::Private) -> Result {
+    fn freeze(_cx: &Freeze<'_>, _state: &mut Self::State, _private: &Self::Private) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -103,15 +114,17 @@ pub trait LiveupdateFileHandler: Sized + 'static {
     ///
     /// It is called once, and on an error too `state` is gone afterwards: what it refers to has to
     /// be used or freed.
-    fn retrieve(state: &Self::State) -> Result<ARef<File>>;
+    fn retrieve(cx: &mut Retrieve<'_>, state: &Self::State) -> Result<ARef<File>>;
 
     /// Whether the file's session may be finished; asked of all its files before any is finished.
-    fn can_finish(_file: Option<&File>) -> bool {
+    ///
+    /// `file` is there if it was retrieved.
+    fn can_finish(_cx: &Finish<'_>, _file: Option<&File>) -> bool {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Ends the care for an incoming file.
-    fn finish(how: Finish<'_, Self::State>);
+    fn finish(cx: &Finish<'_>, outcome: Outcome<'_, Self::State>);
 
     /// What tells `file` from all others, for files that have more than one `struct file`.
     fn id(_file: &File) -> usize {
@@ -119,62 +132,50 @@ pub trait LiveupdateFileHandler: Sized + 'static {
     }
 }
 
-/// The static registration of a handler.
-pub struct Registration<T> {
-    handler: Opaque<bindings::liveupdate_file_handler>,
+/// The C face of a handler; [`module_liveupdate!`](crate::module_liveupdate) makes a static of it.
+pub struct FileHandler<T> {
+    raw: Opaque<bindings::liveupdate_file_handler>,
     _handler: PhantomData<T>,
 }
 
-// SAFETY: The orchestrator synchronizes all access to `handler`; there is no `T` in it.
-unsafe impl<T> Sync for Registration<T> {}
+// SAFETY: The orchestrator synchronizes all access to `raw`; there is no `T` in it.
+unsafe impl<T> Sync for FileHandler<T> {}
 
-/// A handler that is registered until this is dropped.
-pub struct Registered<T: LiveupdateFileHandler>(&'static Registration<T>);
-
-impl<T: LiveupdateFileHandler> Registration<T> {
+impl<T: LiveupdateFileHandler> FileHandler<T> {
     /// Describes the handler.
     #[expect(clippy::new_without_default)] // A default is of no use to a static.
     pub const fn new() -> Self {
-        let compatible = const {
-            match Compatible::new(T::COMPATIBLE.to_bytes()) {
-                Some(compatible) => compatible,
-                // Fails the build: this is a constant.
-                None => panic!("a compatible string has 1 to 47 bytes"),
-            }
-        };
-        let mut handler: bindings::liveupdate_file_handler = pin_init::zeroed();
-        handler.ops = &VTable::<T>::OPS;
-        handler.compatible = *compatible.field();
+        let mut raw: bindings::liveupdate_file_handler = pin_init::zeroed();
+        raw.ops = &VTable::<T>::OPS;
+        raw.compatible = *compatible(T::COMPATIBLE).field();
         Self {
-            handler: Opaque::new(handler),
+            raw: Opaque::new(raw),
             _handler: PhantomData,
         }
     }
 
     /// The C handler.
-    pub(crate) fn as_ptr(&'static self) -> NonNull<bindings::liveupdate_file_handler> {
-        // SAFETY: The address of a static is not null.
-        unsafe { NonNull::new_unchecked(self.handler.get()) }
-    }
-
-    /// Has the orchestrator use the handler, once the module is loaded. The module has to keep the
-    /// result until it is unloaded.
-    ///
-    /// Errors: `EOPNOTSUPP`, live update is off; `EEXIST`, the compatible string is taken;
-    /// `ENOMEM`.
-    ///
-    /// C counterpart: `liveupdate_register_file_handler()`.
-    pub fn register(&'static self) -> Result<Registered<T>> {
-        // SAFETY: The handler is static, and only the orchestrator changes it.
-        to_result(unsafe { bindings::liveupdate_register_file_handler(self.as_ptr().as_ptr()) })?;
-        Ok(Registered(self))
+    pub(crate) const fn as_ptr(&'static self) -> *mut bindings::liveupdate_file_handler {
+        self.raw.get()
     }
 }
 
-impl<T: LiveupdateFileHandler> Drop for Registered<T> {
-    fn drop(&mut self) {
-        // SAFETY: The handler was registered.
-        unsafe { bindings::liveupdate_unregister_file_handler(self.0.as_ptr().as_ptr()) };
+/// The field for a compatible string; fails the build, where this is for a constant, if it is none.
+pub(crate) const fn compatible(name: &CStr) -> Compatible {
+    alias(name);
+    match Compatible::new(name.to_bytes()) {
+        Some(compatible) => compatible,
+        None => panic!("it has an alias, and so it fits"),
+    }
+}
+
+/// The alias of a handler's module; fails the build as [`compatible`] does.
+pub(crate) const fn alias(name: &CStr) -> Alias {
+    match Alias::new_for(name.to_bytes()) {
+        Some(alias) => alias,
+        None => {
+            panic!("a compatible string has 1 to 47 of A-Z, a-z, 0-9, '-', '_', '.', ',' and '+'")
+        }
     }
 }
 
@@ -235,19 +236,17 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// Only for the orchestrator, with a file that is not preserved.
     unsafe extern "C" fn preserve(args: *mut Args) -> c_int {
         // SAFETY: The caller lends us its arguments.
-        let args = unsafe { &mut *args };
-        // SAFETY: The caller guarantees that the file is valid.
-        let file = unsafe { file_ref(args.file) };
-        errno(Self::try_preserve(file).map(|(state, private)| {
-            args.serialized_data = state.into_phys();
-            args.private_data = KBox::into_raw(private).cast();
+        let call = unsafe { &mut *args.cast::<CallArgs<Preserve<'_>>>() };
+        errno(Self::try_preserve(&call.context).map(|(state, private)| {
+            call.args.serialized_data = state.into_phys();
+            call.args.private_data = KBox::into_raw(private).cast();
         }))
     }
 
-    fn try_preserve(file: &File) -> Result<(StateOf<T>, KBox<T::Private>)> {
+    fn try_preserve(cx: &Preserve<'_>) -> Result<(StateOf<T>, KBox<T::Private>)> {
         let mut state = Preserved::zeroed()?;
         let private = KBox::new_uninit(GFP_KERNEL)?;
-        let private = KBox::write(private, T::preserve(file, &mut state)?);
+        let private = KBox::write(private, T::preserve(cx, &mut state)?);
         Ok((state, private))
     }
 
@@ -274,8 +273,10 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// Only for the orchestrator, with what [`Self::preserve`] left.
     unsafe extern "C" fn freeze(args: *mut Args) -> c_int {
         // SAFETY: The caller guarantees all of it, and calls nothing else for this file meanwhile.
-        let (file, mut state, private) = unsafe { Self::preserved(args) };
-        errno(T::freeze(file, &mut state, private))
+        let (_, mut state, private) = unsafe { Self::preserved(args) };
+        // SAFETY: The caller lends us its arguments.
+        let call = unsafe { &*args.cast::<CallArgs<Freeze<'_>>>() };
+        errno(T::freeze(&call.context, &mut state, private))
     }
 
     /// # Safety
@@ -311,11 +312,12 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// Only for the orchestrator.
     unsafe extern "C" fn retrieve(args: *mut Args) -> c_int {
         // SAFETY: The caller lends us its arguments.
-        let args = unsafe { &mut *args };
-        let file = Claimed::<T::State>::new(args.serialized_data)
-            .inspect_err(|_| complain(T::COMPATIBLE, args.serialized_data))
-            .and_then(|state| T::retrieve(&state));
-        errno(file.map(|file| args.file = ARef::into_raw(file).as_ptr().cast()))
+        let call = unsafe { &mut *args.cast::<CallArgs<Retrieve<'_>>>() };
+        let phys = call.args.serialized_data;
+        let file = Claimed::<T::State>::new(phys)
+            .inspect_err(|_| complain(T::COMPATIBLE, phys))
+            .and_then(|state| T::retrieve(&mut call.context, &state));
+        errno(file.map(|file| call.args.file = ARef::into_raw(file).as_ptr().cast()))
     }
 
     /// # Safety
@@ -323,9 +325,10 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// Only for the orchestrator.
     unsafe extern "C" fn can_finish(args: *mut Args) -> bool {
         // SAFETY: The caller lends us its arguments.
-        let file = NonNull::new(unsafe { (*args).file });
+        let call = unsafe { &*args.cast::<CallArgs<Finish<'_>>>() };
         // SAFETY: A file that is not null is valid.
-        T::can_finish(file.map(|file| unsafe { file_ref(file.as_ptr()) }))
+        let file = NonNull::new(call.args.file).map(|file| unsafe { file_ref(file.as_ptr()) });
+        T::can_finish(&call.context, file)
     }
 
     /// # Safety
@@ -333,15 +336,15 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// Only for the orchestrator.
     unsafe extern "C" fn finish(args: *mut Args) {
         // SAFETY: The caller lends us its arguments.
-        let args = unsafe { &*args };
+        let CallArgs { args, context } = unsafe { &*args.cast::<CallArgs<Finish<'_>>>() };
         match args.retrieve_status {
             0 => match Claimed::<T::State>::new(args.serialized_data) {
-                Ok(state) => T::finish(Finish::Unclaimed(&state)),
+                Ok(state) => T::finish(context, Outcome::Unclaimed(&state)),
                 Err(_) => complain(T::COMPATIBLE, args.serialized_data),
             },
             // SAFETY: After a successful retrieval there is a file.
-            1.. => T::finish(Finish::Retrieved(unsafe { file_ref(args.file) })),
-            errno => T::finish(Finish::Failed(Error::from_errno(errno))),
+            1.. => T::finish(context, Outcome::Retrieved(unsafe { file_ref(args.file) })),
+            errno => T::finish(context, Outcome::Failed(Error::from_errno(errno))),
         }
     }
 }
@@ -356,7 +359,7 @@ unsafe fn file_ref<'a>(file: *const bindings::file) -> &'a File {
 }
 
 fn complain(compatible: &CStr, phys: u64) {
-    pr_err!("{compatible}: no state was handed over at {phys:#x}\n");
+    pr_err!("{compatible}: no valid state was handed over at {phys:#x}\n");
 }
 
 /// What C expects of a function that can fail.

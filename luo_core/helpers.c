@@ -6,6 +6,7 @@
 #include <linux/hash.h>
 #include <linux/io.h>
 #include <linux/kexec_handover.h>
+#include <linux/kmod.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -25,6 +26,12 @@ bool luo_module_get_live(struct module *module)
 		return false;
 #endif
 	return try_module_get(module);
+}
+
+/* Waits until userspace is done with it, whatever comes of it. */
+void luo_request_module(const char *alias)
+{
+	request_module("%s", alias);
 }
 
 phys_addr_t luo_virt_to_phys(void *mem)

@@ -11,6 +11,7 @@ struct folio;
 struct module;
 
 bool luo_module_get_live(struct module *module);
+void luo_request_module(const char *alias);
 struct folio *luo_kho_claim(phys_addr_t phys, size_t size);
 void *luo_folio_address(struct folio *folio);
 void luo_folio_put(struct folio *folio);

@@ -24,6 +24,7 @@ use kernel::{
 };
 
 use crate::{
+    autoload,
     block,
     incoming_files::IncomingFiles,
     shown,
@@ -58,6 +59,8 @@ struct State {
     files: IncomingFiles,
     /// Whether a file descriptor for the session is out.
     retrieved: bool,
+    /// Whether all missing handlers were asked for.
+    asked: bool,
 }
 
 impl Luo {
@@ -115,7 +118,7 @@ impl Luo {
             pr_err!("a session without a proper name was handed over\n");
             return Err(EINVAL);
         };
-        let files = IncomingFiles::read(&self.registry, files_pa, file_count)
+        let files = IncomingFiles::read(files_pa, file_count)
             .inspect_err(|err| pr_err!("session '{}' is broken: {err:?}\n", shown(&name)))?;
         Arc::pin_init(
             pin_init!(IncomingSession {
@@ -125,6 +128,7 @@ impl Luo {
                     State {
                         files,
                         retrieved: false,
+                        asked: false,
                     },
                     "IncomingSession::state"
                 ),
@@ -162,16 +166,30 @@ impl IncomingSession {
 
     /// Retrieves a file; see [`IncomingFiles::retrieve`]. The caller holds the serialize lock.
     pub(crate) fn retrieve_file(&self, token: u64) -> Result<ARef<File>> {
-        let luo = &self.luo;
-        self.state
-            .lock()
-            .files
-            .retrieve(&luo.registry, &luo.preserved, token)
+        self.state.lock().files.retrieve(&self.luo, token)
     }
 
     /// Finishes all files; see [`IncomingFiles::finish`]. The caller holds the serialize lock.
     pub(crate) fn finish(&self) -> Result {
-        self.state.lock().files.finish(&self.luo.registry)
+        self.state.lock().files.finish(&self.luo)
+    }
+
+    /// Has the modules of missing handlers loaded: those that all files need or, if `token` is given
+    /// and all were asked for once, the one that its file needs.
+    ///
+    /// A file may need others, and there is no way to load their handlers in the middle of its
+    /// retrieval; so the first time it is all. The caller holds no lock.
+    pub(crate) fn load_handlers(&self, token: Option<u64>) {
+        let missing = {
+            let mut state = self.state.lock();
+            let token = token.filter(|_| state.asked);
+            state.asked = true;
+            state.files.missing_handlers(&self.luo, token)
+        };
+        // Without memory for the list, the files themselves say what they miss.
+        for compatible in missing.iter().flatten() {
+            autoload::request(compatible);
+        }
     }
 
     /// Finishes the session, which is then gone, or waits to be retrieved again if it cannot be
@@ -179,9 +197,10 @@ impl IncomingSession {
     ///
     /// C counterpart: `luo_session_release()`, which strands a session that cannot be finished.
     pub(crate) fn release(&self) {
+        self.load_handlers(None);
         let _unfrozen = self.luo.serialize.read();
         let mut state = self.state.lock();
-        if state.files.finish(&self.luo.registry).is_err() {
+        if state.files.finish(&self.luo).is_err() {
             let name = shown(&self.name);
             pr_warn!("session '{name}' was closed but cannot be finished: retrieve it again\n");
             state.retrieved = false;

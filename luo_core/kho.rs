@@ -37,9 +37,25 @@ use crate::bindings;
 use luo_abi::kho::Vmalloc;
 use zerocopy::{
     FromBytes,
-    IntoBytes, //
+    FromZeros,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    TryFromBytes, //
 };
-use zerocopy_derive::FromBytes;
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    KnownLayout, //
+};
+
+/// What one kernel can leave for another: plain values, without padding, pointers or references.
+///
+/// All zero bytes must be a valid value. Other bytes need not be, which is checked before a value is
+/// claimed: an `enum` or a `bool` is fine.
+pub trait WireState: FromZeros + IntoBytes + KnownLayout + Immutable + 'static {}
+
+impl<T: FromZeros + IntoBytes + KnownLayout + Immutable + 'static> WireState for T {}
 
 /// The physical address of a subtree that the previous kernel added, and its size in bytes.
 ///
@@ -88,7 +104,7 @@ unsafe impl<T: Send> Send for Preserved<T> {}
 // SAFETY: As for a box.
 unsafe impl<T: Sync> Sync for Preserved<T> {}
 
-impl<T: FromBytes + IntoBytes> Preserved<T> {
+impl<T: FromZeros + IntoBytes> Preserved<T> {
     /// Allocates and preserves memory that is all zero. May sleep.
     ///
     /// Fails with `ENOMEM`, or `E2BIG` for what is larger than the buddy allocator's largest block.
@@ -98,7 +114,7 @@ impl<T: FromBytes + IntoBytes> Preserved<T> {
         const { assert!(size_of::<T>() > 0 && align_of::<T>() <= PAGE_SIZE) };
         // SAFETY: No requirement.
         let mem = from_err_ptr(unsafe { bindings::kho_alloc_preserve(size_of::<T>()) })?;
-        // INVARIANT: Just allocated for `T`. Its zeros are a valid `T`, since any bytes are.
+        // INVARIANT: Just allocated for `T`. Its zeros are a valid `T`.
         Ok(Self(NonNull::new(mem.cast()).ok_or(ENOMEM)?))
     }
 }
@@ -285,19 +301,22 @@ unsafe impl<T: Send> Send for Claimed<T> {}
 // SAFETY: As for a box.
 unsafe impl<T: Sync> Sync for Claimed<T> {}
 
-impl<T: FromBytes> Claimed<T> {
-    /// Claims the value at a physical address that the previous kernel handed over; see
-    /// [`ClaimedFolio::new`] for what can be wrong with it.
+impl<T: TryFromBytes + KnownLayout + Immutable> Claimed<T> {
+    /// Claims the value at a physical address that the previous kernel handed over.
+    ///
+    /// Fails with `EINVAL` as [`ClaimedFolio::new`] does, and if the bytes are no valid `T`; in that
+    /// case they are freed.
     pub fn new(phys: u64) -> Result<Self> {
         const { assert!(align_of::<T>() <= PAGE_SIZE) };
         let folio = ClaimedFolio::new(phys, size_of::<T>())?;
         // SAFETY: The folio is valid.
         let mem = unsafe { bindings::luo_folio_address(folio.as_ptr()) };
-        // INVARIANT: Claimed for the size of `T`, and any bytes are a valid `T`.
-        Ok(Self {
-            value: NonNull::new(mem.cast()).ok_or(EINVAL)?,
-            folio,
-        })
+        let value: NonNull<T> = NonNull::new(mem.cast()).ok_or(EINVAL)?;
+        // SAFETY: The folio was claimed for the size of `T`, and nobody else has it.
+        let bytes = unsafe { core::slice::from_raw_parts(value.as_ptr().cast(), size_of::<T>()) };
+        T::try_ref_from_bytes(bytes).map_err(|_| EINVAL)?;
+        // INVARIANT: Claimed for the size of `T`, and found to be valid.
+        Ok(Self { value, folio })
     }
 }
 
@@ -318,7 +337,7 @@ impl<T> Deref for Claimed<T> {
 }
 
 /// A page of addresses in the previous kernel's description of a vmalloc area.
-#[derive(FromBytes)]
+#[derive(FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Chunk {
     next: u64,

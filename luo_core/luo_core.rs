@@ -21,27 +21,35 @@
 //!    reboot, which keeps it for ever if it succeeds.
 //! 2. [`Luo::outgoing`] or [`Luo::incoming`]: the list of sessions.
 //! 3. A session's mutex: its files.
-//! 4. The registry's (`luo_register_rwlock`) and that of [`preserved_ids`].
+//! 4. An FLB's two mutexes, one for each direction ([`luo_flb`]).
+//! 5. The registry's (`luo_register_rwlock`) and that of [`preserved_ids`].
 //!
 //! A handler is called with the first held for reading and the third; `freeze` and `unfreeze` with
-//! the first and the second held for writing, and the third. No handler is called under the fourth.
+//! the first and the second held for writing, and the third. An FLB is called with its mutex held,
+//! and whatever those hold who want it. Nobody is called under the fifth.
 //!
 //! This crate implements the C API of `<linux/liveupdate.h>`, so that C handlers run on it
 //! unchanged. Handlers in Rust implement [`LiveupdateFileHandler`].
 //!
 //! C header: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h)
 
+mod autoload;
 mod bindings;
 mod block;
 mod capi;
+pub mod context;
 mod device;
+pub mod flb;
+mod flbs;
 pub mod handler;
 mod incoming;
 mod incoming_files;
 pub mod kho;
+pub mod miscdevice;
 mod outgoing;
 mod outgoing_files;
 mod preserved_ids;
+pub mod registration;
 mod registry;
 mod rwsem;
 mod session_file;
@@ -62,6 +70,7 @@ use kernel::{
 };
 
 use crate::{
+    flbs::IncomingFlbs,
     incoming::Handover,
     kho::Claimed,
     outgoing::OutgoingSessions,
@@ -100,6 +109,7 @@ pub(crate) struct Luo {
     #[pin]
     registry: Registry,
     preserved: Arc<PreservedIds>,
+    incoming_flbs: IncomingFlbs,
     #[pin]
     serialize: RwSemaphore<()>,
     #[pin]
@@ -114,16 +124,22 @@ static LUO: SetOnce<Arc<Luo>> = SetOnce::new();
 static DEVICE: SetOnce<Pin<KBox<MiscDeviceRegistration<device::Device>>>> = SetOnce::new();
 
 impl Luo {
-    fn new(liveupdate_num: u64, handover: Handover) -> Result<Arc<Self>> {
+    fn new(handed_over: HandedOver) -> Result<Arc<Self>> {
+        let HandedOver {
+            liveupdate_num,
+            sessions,
+            flbs,
+        } = handed_over;
         let preserved = PreservedIds::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 liveupdate_num,
                 registry <- Registry::new(),
                 preserved,
+                incoming_flbs: flbs,
                 serialize <- new_rwsem!((), c"luo_serialize"),
                 outgoing <- new_rwsem!(OutgoingSessions::new(), c"luo_outgoing"),
-                incoming <- new_rwsem!(handover, c"luo_incoming"),
+                incoming <- new_rwsem!(sessions, c"luo_incoming"),
             }),
             GFP_KERNEL,
         )
@@ -135,10 +151,28 @@ fn shown<const N: usize>(text: &Text<N>) -> &BStr {
     BStr::from_bytes(text.up_to_nul())
 }
 
-/// Reads the header that the previous kernel left, if there was one.
-fn read_header() -> Result<(u64, Handover)> {
+/// What the previous kernel left.
+struct HandedOver {
+    liveupdate_num: u64,
+    sessions: Handover,
+    flbs: IncomingFlbs,
+}
+
+impl HandedOver {
+    /// No FLBs.
+    fn new(liveupdate_num: u64, sessions: Handover) -> Self {
+        Self {
+            liveupdate_num,
+            sessions,
+            flbs: IncomingFlbs::Nothing,
+        }
+    }
+}
+
+/// Reads the header that the previous kernel left, if there was one, and the FLBs.
+fn read_header() -> Result<HandedOver> {
     let Some((phys, size)) = kho::incoming_subtree(KHO_ENTRY_NAME)? else {
-        return Ok((0, Handover::Unread(0)));
+        return Ok(HandedOver::new(0, Handover::Unread(0)));
     };
     if size < core::mem::size_of::<luo::Header>() {
         pr_err!("the handed over header has only {size} bytes\n");
@@ -149,7 +183,7 @@ fn read_header() -> Result<(u64, Handover)> {
         compatible,
         liveupdate_num,
         sessions_pa,
-        ..
+        flbs_pa,
     } = *header;
     if compatible != luo::Header::COMPATIBLE {
         pr_err!(
@@ -159,8 +193,13 @@ fn read_header() -> Result<(u64, Handover)> {
         header.leak();
         return Err(EINVAL);
     }
+    let flbs = IncomingFlbs::read(flbs_pa)?;
     pr_info!("live update number {liveupdate_num}\n");
-    Ok((liveupdate_num, Handover::Unread(sessions_pa)))
+    Ok(HandedOver {
+        liveupdate_num,
+        sessions: Handover::Unread(sessions_pa),
+        flbs,
+    })
 }
 
 /// Finds what the previous kernel left. Called at early initcall level, before any handler.
@@ -175,11 +214,11 @@ fn early_init(enabled: bool) -> Result {
         pr_warn!("live update is off because KHO is\n");
         return Ok(());
     }
-    let (liveupdate_num, handover) = read_header().unwrap_or_else(|err| {
+    let handed_over = read_header().unwrap_or_else(|err| {
         pr_err!("what was handed over is unusable ({err:?}): live update is over until the machine reboots\n");
-        (0, Handover::Broken)
+        HandedOver::new(0, Handover::Broken)
     });
-    LUO.populate(Luo::new(liveupdate_num, handover)?);
+    LUO.populate(Luo::new(handed_over)?);
     Ok(())
 }
 

@@ -23,6 +23,7 @@ use kernel::{
 
 use crate::{
     block::BlockSet,
+    flbs::FlbPage,
     kho::{
         self,
         Preserved, //
@@ -31,6 +32,7 @@ use crate::{
         OutgoingFiles,
         SerializedFiles, //
     },
+    registry::Registry,
     Luo, //
 };
 
@@ -65,7 +67,28 @@ pub(crate) struct OutgoingSessions {
 struct Root {
     header: Preserved<luo::Header>,
     /// `header` points to it.
-    _flbs: Preserved<luo::FlbHeader>,
+    flbs: Preserved<FlbPage>,
+}
+
+impl Root {
+    /// Writes down the FLBs on which files depend.
+    ///
+    /// C counterpart: `luo_flb_serialize()`.
+    fn write_flbs(&mut self, registry: &Registry) {
+        let page = &mut *self.flbs;
+        let flbs = (0..).map_while(|index| registry.nth_flb(index));
+        let mut count = 0;
+        // There are no more FLBs than entries.
+        for (slot, entry) in page
+            .entries
+            .iter_mut()
+            .zip(flbs.filter_map(|flb| flb.entry()))
+        {
+            *slot = entry;
+            count += 1;
+        }
+        page.header.count = count;
+    }
 }
 
 impl OutgoingSessions {
@@ -106,7 +129,7 @@ impl OutgoingSessions {
 
     /// Freezes all sessions in the order of their creation and writes them down for the next
     /// kernel. If one fails, those before it are unfrozen.
-    fn serialize(&mut self) -> Result {
+    fn serialize(&mut self, registry: &Registry) -> Result {
         let mut frozen = 0;
         let result = self.by_age.values().try_for_each(|session| {
             session.freeze(frozen, &mut self.blocks)?;
@@ -119,6 +142,7 @@ impl OutgoingSessions {
         }
         if let Some(root) = &mut self.root {
             root.header.sessions_pa = self.blocks.phys();
+            root.write_flbs(registry);
         }
         Ok(())
     }
@@ -159,10 +183,7 @@ impl OutgoingSession {
 
     /// Preserves a file; see [`OutgoingFiles::preserve`]. The caller holds the serialize lock.
     pub(crate) fn preserve(&self, token: u64, fd: i32) -> Result {
-        let luo = &self.luo;
-        self.files
-            .lock()
-            .preserve(&luo.registry, &luo.preserved, token, fd)
+        self.files.lock().preserve(&self.luo, token, fd)
     }
 
     /// Gives all files back and forgets the session.
@@ -177,7 +198,7 @@ impl OutgoingSession {
 
     fn freeze(&self, index: usize, blocks: &mut BlockSet<luo::Session>) -> Result {
         let mut files = self.files.lock();
-        let SerializedFiles { phys, count } = files.freeze()?;
+        let SerializedFiles { phys, count } = files.freeze(&self.luo)?;
         let entry = luo::Session {
             name: self.name,
             files_pa: phys,
@@ -199,7 +220,7 @@ impl Luo {
         let serialize = self.serialize.write();
         let mut outgoing = self.outgoing.write();
         let start = Instant::<Monotonic>::now();
-        outgoing.serialize()?;
+        outgoing.serialize(&self.registry)?;
         let micros = start.elapsed().as_micros_ceil();
         pr_info!(
             "{} sessions frozen and written down in {micros} us\n",
@@ -222,16 +243,13 @@ impl Luo {
     }
 
     fn new_root(&self) -> Result<Root> {
-        let mut flbs = Preserved::<luo::FlbHeader>::zeroed()?;
-        flbs.page_count = 1;
+        let mut flbs = Preserved::<FlbPage>::zeroed()?;
+        flbs.header.page_count = 1;
         let mut header = Preserved::<luo::Header>::zeroed()?;
         header.compatible = luo::Header::COMPATIBLE;
         header.liveupdate_num = self.liveupdate_num.wrapping_add(1);
         header.flbs_pa = flbs.phys();
-        Ok(Root {
-            header,
-            _flbs: flbs,
-        })
+        Ok(Root { header, flbs })
     }
 }
 
@@ -239,9 +257,12 @@ impl Luo {
 #[kunit_tests(luo_sessions)]
 mod tests {
     use super::*;
-    use crate::incoming::{
-        Handover,
-        IncomingSession, //
+    use crate::{
+        incoming::{
+            Handover,
+            IncomingSession, //
+        },
+        HandedOver, //
     };
     use kernel::page::PAGE_SIZE;
     use luo_abi::block;
@@ -257,7 +278,7 @@ mod tests {
 
     fn luo() -> Result<Arc<Luo>> {
         // A count that overflows is what a broken header may say.
-        let luo = Luo::new(u64::MAX, Handover::Unread(0))?;
+        let luo = Luo::new(HandedOver::new(u64::MAX, Handover::Unread(0)))?;
         luo.outgoing.write().root = Some(luo.new_root()?);
         Ok(luo)
     }
@@ -310,14 +331,14 @@ mod tests {
     #[test]
     fn sessions_are_written_for_the_next_kernel() -> Result {
         let luo = luo()?;
-        luo.outgoing.write().serialize()?;
+        luo.outgoing.write().serialize(&luo.registry)?;
         assert_eq!(sessions_pa(&luo), 0);
         let session = OutgoingSession::create(&luo, name(b"one")?)?;
-        luo.outgoing.write().serialize()?;
+        luo.outgoing.write().serialize(&luo.registry)?;
         assert_eq!(sessions_pa(&luo), luo.outgoing.read().blocks.phys());
         assert!(sessions_pa(&luo) != 0);
         session.release();
-        luo.outgoing.write().serialize()?;
+        luo.outgoing.write().serialize(&luo.registry)?;
         assert_eq!(sessions_pa(&luo), 0);
         Ok(())
     }
@@ -333,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_broken_handover_is_remembered() -> Result {
-        let luo = Luo::new(0, Handover::Unread(8))?;
+        let luo = Luo::new(HandedOver::new(0, Handover::Unread(8)))?;
         assert_eq!(luo.deserialize().err(), Some(EIO));
         assert_eq!(luo.deserialize().err(), Some(EIO));
         Ok(())

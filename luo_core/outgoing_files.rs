@@ -14,25 +14,24 @@ use kernel::{
         RBTree,
         RBTreeNode, //
     },
-    sync::{
-        aref::ARef,
-        Arc, //
-    },
+    sync::aref::ARef, //
 };
+
+use core::marker::PhantomData;
 
 use crate::{
     block::BlockSet,
+    context::Saving,
     preserved_ids::{
         PreservedId,
-        PreservedIds,
         Reservation, //
     },
-    registry::Registry,
     shown,
     waist::{
         HandlerRef,
         Saved, //
     },
+    Luo, //
 };
 
 use luo_abi::luo;
@@ -40,7 +39,7 @@ use luo_abi::luo;
 /// A session's preserved files, in the order in which they were preserved.
 pub(crate) struct OutgoingFiles {
     files: KVVec<PreservedFile>,
-    tokens: RBTree<u64, ()>,
+    by_token: RBTree<u64, usize>,
     /// Has room for all of `files`.
     blocks: BlockSet<luo::File>,
 }
@@ -50,7 +49,7 @@ struct PreservedFile {
     token: u64,
     saved: Saved,
     // The id goes before the file does, whose address and inode may be another's right after.
-    _id: PreservedId,
+    id: PreservedId,
     file: ARef<File>,
     handler: HandlerRef,
 }
@@ -72,7 +71,7 @@ impl OutgoingFiles {
     pub(crate) fn new() -> Self {
         Self {
             files: KVVec::new(),
-            tokens: RBTree::new(),
+            by_token: RBTree::new(),
             blocks: BlockSet::new(),
         }
     }
@@ -86,44 +85,70 @@ impl OutgoingFiles {
     /// Must be called from an ioctl: what uses a file's position must not be under way.
     ///
     /// C counterpart: `luo_preserve_file()`.
-    pub(crate) fn preserve(
+    pub(crate) fn preserve(&mut self, luo: &Luo, token: u64, fd: i32) -> Result {
+        self.preserve_file(luo, token, || {
+            // A negative number is too large for any table of files, as `EBADF` will say.
+            let file = LocalFile::fget(fd as u32)?;
+            // SAFETY: In an ioctl this task has no `fdget_pos()` under way.
+            Ok(unsafe { LocalFile::assume_no_fdget_pos(file) })
+        })
+    }
+
+    fn preserve_file(
         &mut self,
-        registry: &Registry,
-        ids: &Arc<PreservedIds>,
+        luo: &Luo,
         token: u64,
-        fd: i32,
+        get: impl FnOnce() -> Result<ARef<File>>,
     ) -> Result {
-        if self.tokens.get(&token).is_some() {
+        if self.by_token.get(&token).is_some() {
             return Err(EEXIST);
         }
         let count = self.files.len();
         self.blocks.grow(count + 1)?;
-        self.add(registry, ids, token, fd)
+        get()
+            .and_then(|file| self.add(luo, token, file))
             .inspect_err(|_| self.blocks.shrink(count))
     }
 
-    fn add(&mut self, registry: &Registry, ids: &Arc<PreservedIds>, token: u64, fd: i32) -> Result {
-        // A negative number is too large for any table of files, as `EBADF` will say.
-        let file = LocalFile::fget(fd as u32)?;
-        // SAFETY: In an ioctl this task has no `fdget_pos()` under way.
-        let file = unsafe { LocalFile::assume_no_fdget_pos(file) };
-        let handler = registry.by_file(&file).ok_or(ENOENT)?;
-        let id = ids.take(handler.id(&file), Reservation::new()?)?;
+    fn add(&mut self, luo: &Luo, token: u64, file: ARef<File>) -> Result {
+        let handler = luo.registry.by_file(&file)?;
+        let id = luo
+            .preserved
+            .take(handler.id(&file), token, Reservation::new()?)?;
 
         // What can fail for want of memory comes before what would have to be taken back.
-        let node = RBTreeNode::new(token, (), GFP_KERNEL)?;
+        let node = RBTreeNode::new(token, self.files.len(), GFP_KERNEL)?;
         self.files.reserve(1, GFP_KERNEL)?;
 
-        let saved = handler.preserve(&file)?;
+        let saved = handler.preserve(self.context(luo, token, &file))?;
         let file = PreservedFile {
             token,
             saved,
+            id,
             file,
-            _id: id,
             handler,
         };
-        self.tokens.insert(node);
+        self.by_token.insert(node);
         self.files.push_within_capacity(file).map_err(|_| ENOMEM)
+    }
+
+    fn context<'a, Phase>(&'a self, luo: &'a Luo, token: u64, file: &'a File) -> Saving<'a, Phase> {
+        Saving {
+            file,
+            token,
+            session: self,
+            luo,
+            _phase: PhantomData,
+        }
+    }
+
+    /// The token of `file` if it is preserved in this session.
+    pub(crate) fn token_of(&self, luo: &Luo, file: &File) -> Option<u64> {
+        let id = luo.registry.by_file(file).ok()?.id(file);
+        let token = luo.preserved.token(id)?;
+        let index = *self.by_token.get(&token)?;
+        // Another session may have another file by this token.
+        (self.files.get(index)?.id.id() == id).then_some(token)
     }
 
     /// Gives every file back to its owner, the last one preserved first.
@@ -131,7 +156,7 @@ impl OutgoingFiles {
     /// C counterpart: `luo_file_unpreserve_files()`.
     pub(crate) fn unpreserve_all(&mut self) {
         while let Some(file) = self.files.pop() {
-            self.tokens.remove(&file.token);
+            self.by_token.remove(&file.token);
             file.unpreserve();
         }
         self.blocks.shrink(0);
@@ -142,9 +167,9 @@ impl OutgoingFiles {
     /// If a handler fails, those that were frozen are unfrozen and its error is returned.
     ///
     /// C counterpart: `luo_file_freeze()`.
-    pub(crate) fn freeze(&mut self) -> Result<SerializedFiles> {
+    pub(crate) fn freeze(&mut self, luo: &Luo) -> Result<SerializedFiles> {
         for index in 0..self.files.len() {
-            if let Err(err) = self.freeze_one(index) {
+            if let Err(err) = self.freeze_one(luo, index) {
                 self.unfreeze_first(index);
                 return Err(err);
             }
@@ -155,19 +180,23 @@ impl OutgoingFiles {
         })
     }
 
-    fn freeze_one(&mut self, index: usize) -> Result {
-        let file = self.files.get_mut(index).ok_or(EINVAL)?;
+    fn freeze_one(&mut self, luo: &Luo, index: usize) -> Result {
+        let file = self.files.get(index).ok_or(EINVAL)?;
+        let token = file.token;
         let compatible = file.handler.compatible();
-        file.handler
-            .freeze(&file.file, &mut file.saved)
+        let data = file
+            .handler
+            .freeze(&file.saved, self.context(luo, token, &file.file))
             .inspect_err(|err| {
-                let (compatible, token) = (shown(&compatible), file.token);
+                let compatible = shown(&compatible);
                 pr_warn!("'{compatible}' cannot freeze token {token:#x}: {err:?}\n");
             })?;
+        let file = self.files.get_mut(index).ok_or(EINVAL)?;
+        file.saved.data = data;
         let entry = luo::File {
             compatible,
-            data: file.saved.data,
-            token: file.token,
+            data,
+            token,
         };
         self.blocks
             .write(index, &entry)

@@ -19,11 +19,11 @@ use kernel::{
     },
 };
 
-/// The ids of all files that are preserved, or retrieved and not finished.
+/// The ids of all files that are preserved, or retrieved and not finished, with their tokens.
 #[pin_data]
 pub(crate) struct PreservedIds {
     #[pin]
-    ids: Mutex<RBTree<usize, ()>>,
+    ids: Mutex<RBTree<usize, u64>>,
 }
 
 /// Keeps one id taken; dropping it gives the id back.
@@ -33,7 +33,7 @@ pub(crate) struct PreservedId {
 }
 
 /// Memory with which an id can be taken without the risk of running out.
-pub(crate) struct Reservation(RBTreeNodeReservation<usize, ()>);
+pub(crate) struct Reservation(RBTreeNodeReservation<usize, u64>);
 
 impl Reservation {
     /// Allocates it. May sleep; fails with `ENOMEM`.
@@ -53,16 +53,34 @@ impl PreservedIds {
         )
     }
 
-    /// Takes `id`, or fails with `EBUSY` if it is taken.
-    pub(crate) fn take(self: &Arc<Self>, id: usize, memory: Reservation) -> Result<PreservedId> {
+    /// Takes `id` for the file that some session has as `token`, or fails with `EBUSY` if it is
+    /// taken.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        id: usize,
+        token: u64,
+        memory: Reservation,
+    ) -> Result<PreservedId> {
         match self.ids.lock().entry(id) {
             Entry::Occupied(_) => return Err(EBUSY),
-            Entry::Vacant(entry) => entry.insert((), memory.0),
+            Entry::Vacant(entry) => entry.insert(token, memory.0),
         };
         Ok(PreservedId {
             id,
             owner: self.clone(),
         })
+    }
+
+    /// The token for which `id` was taken, in whatever session.
+    pub(crate) fn token(&self, id: usize) -> Option<u64> {
+        self.ids.lock().get(&id).copied()
+    }
+}
+
+impl PreservedId {
+    /// The id.
+    pub(crate) fn id(&self) -> usize {
+        self.id
     }
 }
 
@@ -81,11 +99,13 @@ mod tests {
     #[test]
     fn an_id_is_taken_once_at_a_time() -> Result {
         let ids = PreservedIds::new()?;
-        let first = ids.take(1, Reservation::new()?)?;
-        let _other = ids.take(2, Reservation::new()?)?;
-        assert_eq!(ids.take(1, Reservation::new()?).err(), Some(EBUSY));
+        let first = ids.take(1, 10, Reservation::new()?)?;
+        let _other = ids.take(2, 20, Reservation::new()?)?;
+        assert_eq!(ids.take(1, 11, Reservation::new()?).err(), Some(EBUSY));
+        assert_eq!(ids.token(1), Some(10));
         drop(first);
-        let _again = ids.take(1, Reservation::new()?)?;
+        assert_eq!(ids.token(1), None);
+        let _again = ids.take(1, 12, Reservation::new()?)?;
         Ok(())
     }
 }

@@ -89,6 +89,7 @@ impl Session for IncomingSession {
         match command {
             uapi::RETRIEVE_FD => {
                 let mut request: uapi::SessionFd = arg.read()?;
+                self.load_handlers(Some(request.token));
                 let _unfrozen = self.luo.serialize.read();
                 let fd = FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)?;
                 let file = self.retrieve_file(request.token)?;
@@ -99,10 +100,11 @@ impl Session for IncomingSession {
             }
             uapi::FINISH => {
                 let request: uapi::Finish = arg.read()?;
-                let _unfrozen = self.luo.serialize.read();
                 if request.reserved != 0 {
                     return Err(EINVAL);
                 }
+                self.load_handlers(None);
+                let _unfrozen = self.luo.serialize.read();
                 self.finish()?;
                 arg.respond(&request)
             }

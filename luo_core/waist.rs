@@ -15,12 +15,28 @@ use kernel::{
     },
     fs::File,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
 };
 
 use core::ptr::NonNull;
 
-use crate::bindings;
+use crate::{
+    bindings,
+    context::{
+        Finish,
+        Freeze,
+        Preserve,
+        Retrieve, //
+    },
+    flbs::{
+        Flb,
+        HandlerFlbs, //
+    },
+    Luo, //
+};
 
 use luo_abi::{
     luo::Compatible,
@@ -46,13 +62,30 @@ pub(crate) enum Outcome<'a> {
     Failed(Error),
 }
 
-/// A file handler whose module cannot go away.
+/// The arguments of a callback, and behind them its context, of which C handlers know nothing.
+#[repr(C)]
+pub(crate) struct CallArgs<C> {
+    pub(crate) args: bindings::liveupdate_file_op_args,
+    pub(crate) context: C,
+}
+
+impl<C> CallArgs<C> {
+    /// What a callback is called with. To use the context, it casts the pointer back.
+    fn as_mut_ptr(&mut self) -> *mut bindings::liveupdate_file_op_args {
+        core::ptr::from_mut(self).cast()
+    }
+}
+
+/// A file handler whose module cannot go away, nor those of its FLBs.
 ///
 /// # Invariants
 ///
-/// `0` is a registered handler with all required callbacks. The value owns a reference to the
+/// `raw` is a registered handler with all required callbacks. The value owns a reference to the
 /// module that owns the handler, so that both stay valid.
-pub(crate) struct HandlerRef(NonNull<bindings::liveupdate_file_handler>);
+pub(crate) struct HandlerRef {
+    raw: NonNull<bindings::liveupdate_file_handler>,
+    flbs: HandlerFlbs,
+}
 
 // SAFETY: A handler's callbacks may be called from any task.
 unsafe impl Send for HandlerRef {}
@@ -61,34 +94,43 @@ unsafe impl Send for HandlerRef {}
 unsafe impl Sync for HandlerRef {}
 
 impl HandlerRef {
-    /// Takes a reference to the module behind `handler`, unless it is not live (any more).
+    /// Takes references to the modules behind a handler and the FLBs that it depends on.
+    ///
+    /// Errors: `ENOENT`, one of them is not live (any more); `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `handler` must be registered, with all required callbacks, throughout this call.
-    pub(crate) unsafe fn new(handler: NonNull<bindings::liveupdate_file_handler>) -> Option<Self> {
+    /// `raw` must be registered, with all required callbacks, throughout this call, and so must
+    /// `flbs`.
+    pub(crate) unsafe fn new(
+        raw: NonNull<bindings::liveupdate_file_handler>,
+        flbs: &[Arc<Flb>],
+    ) -> Result<Self> {
+        let flbs = HandlerFlbs::new(flbs)?;
         // SAFETY: A registered handler is valid; so is its owner or it is null.
-        let live = unsafe { bindings::luo_module_get_live((*(*handler.as_ptr()).ops).owner) };
-        // INVARIANT: The reference was just taken.
-        live.then_some(Self(handler))
+        match unsafe { bindings::luo_module_get_live((*(*raw.as_ptr()).ops).owner) } {
+            // INVARIANT: The reference was just taken.
+            true => Ok(Self { raw, flbs }),
+            false => Err(ENOENT),
+        }
     }
 
     fn ops(&self) -> &bindings::liveupdate_file_ops {
         // SAFETY: By the type invariant the handler is valid, and its `ops` do not change.
-        unsafe { &*(*self.0.as_ptr()).ops }
+        unsafe { &*(*self.raw.as_ptr()).ops }
     }
 
     /// The string that names the handler.
     pub(crate) fn compatible(&self) -> Compatible {
         // SAFETY: By the type invariant the handler is valid.
-        unsafe { compatible(self.0) }
+        unsafe { compatible(self.raw) }
     }
 
     /// Whether the handler takes care of `file`.
     pub(crate) fn can_preserve(&self, file: &File) -> bool {
         match self.ops().can_preserve {
             // SAFETY: The handler and the file are valid.
-            Some(call) => unsafe { call(self.0.as_ptr(), file.as_ptr()) },
+            Some(call) => unsafe { call(self.raw.as_ptr(), file.as_ptr()) },
             None => false,
         }
     }
@@ -102,111 +144,125 @@ impl HandlerRef {
         }
     }
 
-    /// Saves the state of `file`.
-    pub(crate) fn preserve(&self, file: &File) -> Result<Saved> {
-        let mut args = self.args(file.as_ptr(), 0, core::ptr::null_mut());
-        self.call(self.ops().preserve, &mut args)?;
+    /// Saves the state of a file, once the FLBs are preserved.
+    pub(crate) fn preserve(&self, context: Preserve<'_>) -> Result<Saved> {
+        self.flbs.preserve()?;
+        let file = context.file().as_ptr();
+        let mut call = self.args(file, 0, core::ptr::null_mut(), context);
+        self.call(self.ops().preserve, &mut call)
+            .inspect_err(|_| self.flbs.unpreserve())?;
         Ok(Saved {
-            data: args.serialized_data,
-            private: args.private_data,
+            data: call.args.serialized_data,
+            private: call.args.private_data,
         })
     }
 
     /// Takes back [`HandlerRef::preserve`].
     pub(crate) fn unpreserve(&self, file: &File, saved: &Saved) {
-        let mut args = self.args(file.as_ptr(), saved.data, saved.private);
-        if let Some(call) = self.ops().unpreserve {
-            // SAFETY: The handler and everything in `args` are valid.
-            unsafe { call(&mut args) };
+        let mut call = self.args(file.as_ptr(), saved.data, saved.private, ());
+        if let Some(unpreserve) = self.ops().unpreserve {
+            // SAFETY: The handler and all arguments are valid.
+            unsafe { unpreserve(call.as_mut_ptr()) };
         }
+        self.flbs.unpreserve();
     }
 
-    /// Brings the saved state up to date, right before the reboot.
-    pub(crate) fn freeze(&self, file: &File, saved: &mut Saved) -> Result {
+    /// Brings the saved state up to date, right before the reboot, and returns its handle.
+    pub(crate) fn freeze(&self, saved: &Saved, context: Freeze<'_>) -> Result<u64> {
         let ops = self.ops();
         if ops.freeze.is_none() {
-            return Ok(());
+            return Ok(saved.data);
         }
-        let mut args = self.args(file.as_ptr(), saved.data, saved.private);
-        self.call(ops.freeze, &mut args)?;
-        saved.data = args.serialized_data;
-        Ok(())
+        let file = context.file().as_ptr();
+        let mut call = self.args(file, saved.data, saved.private, context);
+        self.call(ops.freeze, &mut call)?;
+        Ok(call.args.serialized_data)
     }
 
     /// Takes back [`HandlerRef::freeze`].
     pub(crate) fn unfreeze(&self, file: &File, saved: &Saved) {
-        let mut args = self.args(file.as_ptr(), saved.data, saved.private);
-        if let Some(call) = self.ops().unfreeze {
-            // SAFETY: The handler and everything in `args` are valid.
-            unsafe { call(&mut args) };
+        let mut call = self.args(file.as_ptr(), saved.data, saved.private, ());
+        if let Some(unfreeze) = self.ops().unfreeze {
+            // SAFETY: The handler and all arguments are valid.
+            unsafe { unfreeze(call.as_mut_ptr()) };
         }
     }
 
     /// Makes a file of the state that the previous kernel saved.
-    pub(crate) fn retrieve(&self, data: u64) -> Result<ARef<File>> {
-        let mut args = self.args(core::ptr::null_mut(), data, core::ptr::null_mut());
-        self.call(self.ops().retrieve, &mut args)?;
-        let file = NonNull::new(args.file).ok_or(EINVAL)?;
+    pub(crate) fn retrieve(&self, data: u64, context: Retrieve<'_>) -> Result<ARef<File>> {
+        let null = core::ptr::null_mut();
+        let mut call = self.args(null, data, core::ptr::null_mut(), context);
+        self.call(self.ops().retrieve, &mut call)?;
+        let file = NonNull::new(call.args.file).ok_or(EINVAL)?;
         // SAFETY: It is a handler's duty to hand over a reference to a file that it just made or
         // that was in no file table, so that nobody is using its position.
         Ok(unsafe { ARef::from_raw(file.cast()) })
     }
 
     /// Whether the file's session may be finished.
-    pub(crate) fn can_finish(&self, data: u64, outcome: &Outcome<'_>) -> bool {
-        let mut args = self.finish_args(data, outcome);
+    pub(crate) fn can_finish(&self, data: u64, outcome: &Outcome<'_>, context: Finish<'_>) -> bool {
+        let mut call = self.finish_args(data, outcome, context);
         match self.ops().can_finish {
-            // SAFETY: The handler and everything in `args` are valid.
-            Some(call) => unsafe { call(&mut args) },
+            // SAFETY: The handler and all arguments are valid.
+            Some(can_finish) => unsafe { can_finish(call.as_mut_ptr()) },
             None => true,
         }
     }
 
-    /// Frees what the state of an incoming file still needs.
-    pub(crate) fn finish(&self, data: u64, outcome: &Outcome<'_>) {
-        let mut args = self.finish_args(data, outcome);
-        if let Some(call) = self.ops().finish {
-            // SAFETY: The handler and everything in `args` are valid.
-            unsafe { call(&mut args) };
+    /// Frees what the state of an incoming file still needs, before the FLBs may go.
+    pub(crate) fn finish(&self, luo: &Luo, data: u64, outcome: &Outcome<'_>, context: Finish<'_>) {
+        let mut call = self.finish_args(data, outcome, context);
+        if let Some(finish) = self.ops().finish {
+            // SAFETY: The handler and all arguments are valid.
+            unsafe { finish(call.as_mut_ptr()) };
         }
+        self.flbs.finish(&luo.incoming_flbs);
     }
 
-    fn finish_args(&self, data: u64, outcome: &Outcome<'_>) -> bindings::liveupdate_file_op_args {
+    fn finish_args<'a>(
+        &self,
+        data: u64,
+        outcome: &Outcome<'_>,
+        context: Finish<'a>,
+    ) -> CallArgs<Finish<'a>> {
         let (status, file) = match outcome {
             Outcome::Untried => (0, core::ptr::null_mut()),
             Outcome::Retrieved(file) => (1, file.as_ptr()),
             Outcome::Failed(err) => (err.to_errno(), core::ptr::null_mut()),
         };
-        bindings::liveupdate_file_op_args {
-            retrieve_status: status,
-            ..self.args(file, data, core::ptr::null_mut())
-        }
+        let mut call = self.args(file, data, core::ptr::null_mut(), context);
+        call.args.retrieve_status = status;
+        call
     }
 
-    fn args(
+    fn args<C>(
         &self,
         file: *mut bindings::file,
         data: u64,
         private: *mut c_void,
-    ) -> bindings::liveupdate_file_op_args {
-        bindings::liveupdate_file_op_args {
-            handler: self.0.as_ptr(),
-            retrieve_status: 0,
-            file,
-            serialized_data: data,
-            private_data: private,
+        context: C,
+    ) -> CallArgs<C> {
+        CallArgs {
+            args: bindings::liveupdate_file_op_args {
+                handler: self.raw.as_ptr(),
+                retrieve_status: 0,
+                file,
+                serialized_data: data,
+                private_data: private,
+            },
+            context,
         }
     }
 
     /// Calls one of the callbacks that can fail. Any result but 0 is a failure.
-    fn call(
+    fn call<C>(
         &self,
         callback: Option<unsafe extern "C" fn(*mut bindings::liveupdate_file_op_args) -> c_int>,
-        args: &mut bindings::liveupdate_file_op_args,
+        call: &mut CallArgs<C>,
     ) -> Result {
         let callback = callback.ok_or(EOPNOTSUPP)?;
-        // SAFETY: By the type invariant the handler is valid, and `args` is for this callback.
-        match unsafe { callback(args) } {
+        // SAFETY: By the type invariant the handler is valid, and `call` is for this callback.
+        match unsafe { callback(call.as_mut_ptr()) } {
             0 => Ok(()),
             errno => Err(Error::from_errno(errno)),
         }

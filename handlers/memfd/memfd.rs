@@ -33,11 +33,13 @@ use luo_abi::memfd::{
     Memfd, //
 };
 use luo_core::{
-    handler::{
+    context::{
         Finish,
-        Registered,
-        Registration, //
+        Freeze,
+        Preserve,
+        Retrieve, //
     },
+    handler::Outcome,
     kho::{
         ClaimedArray,
         PreservedArray, //
@@ -45,30 +47,12 @@ use luo_core::{
     LiveupdateFileHandler, //
 };
 
-module! {
-    type: MemfdModule,
+luo_core::module_liveupdate! {
+    handlers: [MemfdHandler],
     name: "luo_memfd",
     authors: ["Rust Live Update Orchestrator maintainers"],
     description: "Live update of memfds",
     license: "GPL",
-}
-
-static HANDLER: Registration<MemfdHandler> = Registration::new();
-
-struct MemfdModule {
-    /// `None` if live update is off.
-    _handler: Option<Registered<MemfdHandler>>,
-}
-
-impl kernel::Module for MemfdModule {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let handler = match HANDLER.register() {
-            Ok(handler) => Some(handler),
-            Err(EOPNOTSUPP) => None,
-            Err(err) => return Err(err),
-        };
-        Ok(Self { _handler: handler })
-    }
 }
 
 struct MemfdHandler;
@@ -120,8 +104,8 @@ impl LiveupdateFileHandler for MemfdHandler {
         Shmem::inode_id(file)
     }
 
-    fn preserve(file: &File, state: &mut Memfd) -> Result<Self::Private> {
-        let file = Shmem::new(file).inspect_err(|_| {
+    fn preserve(cx: &Preserve<'_>, state: &mut Memfd) -> Result<Self::Private> {
+        let file = Shmem::new(cx.file()).inspect_err(|_| {
             pr_info!("a file in huge pages (MFD_HUGETLB) cannot be preserved\n");
         })?;
         let frozen = file.freeze_size();
@@ -157,12 +141,12 @@ impl LiveupdateFileHandler for MemfdHandler {
     }
 
     /// The position may have moved; nothing else has changed since.
-    fn freeze(file: &File, state: &mut Memfd, _folios: &Self::Private) -> Result {
-        state.pos = Shmem::new(file)?.position();
+    fn freeze(cx: &Freeze<'_>, state: &mut Memfd, _folios: &Self::Private) -> Result {
+        state.pos = Shmem::new(cx.file())?.position();
         Ok(())
     }
 
-    fn retrieve(state: &Memfd) -> Result<ARef<File>> {
+    fn retrieve(_cx: &mut Retrieve<'_>, state: &Memfd) -> Result<ARef<File>> {
         let mut folios = handed_over(state)?;
         restore(state, &mut folios).inspect_err(|err| {
             pr_err!("a memfd cannot be restored: {err:?}\n");
@@ -170,8 +154,8 @@ impl LiveupdateFileHandler for MemfdHandler {
         })
     }
 
-    fn finish(how: Finish<'_, Memfd>) {
-        if let Finish::Unclaimed(state) = how {
+    fn finish(_cx: &Finish<'_>, outcome: Outcome<'_, Memfd>) {
+        if let Outcome::Unclaimed(state) = outcome {
             if let Ok(folios) = handed_over(state) {
                 discard(folios);
             }

@@ -35,6 +35,42 @@ pub type SessionName = Text<SESSION_NAME_LEN>;
 /// A file handler's or an FLB's compatible string.
 pub type Compatible = Text<COMPATIBLE_LEN>;
 
+/// The name by which `modprobe(8)` finds the module of a file handler: `luo:` and the handler's
+/// compatible string.
+pub type Alias = Text<{ ALIAS_PREFIX.len() + COMPATIBLE_LEN }>;
+
+const ALIAS_PREFIX: &[u8] = b"luo:";
+
+// With its NUL, it has to fit Linux's MODULE_NAME_LEN where that is smallest.
+const _: () = assert!(ALIAS_PREFIX.len() + COMPATIBLE_LEN <= 56);
+
+impl Alias {
+    /// The alias of a handler; `None` if the compatible string is too long, empty, or has characters
+    /// other than ASCII letters, digits, `-`, `_`, `.`, `,` and `+`, which might mean something to
+    /// somebody on its way through userspace.
+    pub const fn new_for(compatible: &[u8]) -> Option<Self> {
+        if compatible.is_empty() || compatible.len() >= COMPATIBLE_LEN {
+            return None;
+        }
+        let mut alias = [0; ALIAS_PREFIX.len() + COMPATIBLE_LEN];
+        let mut i = 0;
+        while i < ALIAS_PREFIX.len() {
+            alias[i] = ALIAS_PREFIX[i];
+            i += 1;
+        }
+        let mut i = 0;
+        while i < compatible.len() {
+            let byte = compatible[i];
+            if !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'_' | b'.' | b',' | b'+') {
+                return None;
+            }
+            alias[ALIAS_PREFIX.len() + i] = byte;
+            i += 1;
+        }
+        Some(Text::from_bytes(alias))
+    }
+}
+
 /// The root of everything that is handed over (`struct luo_ser`).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,

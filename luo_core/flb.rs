@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! State that several files share, and that is preserved as long as one of them is.
+//!
+//! [`FileLifecycleBound`] is the typed face of a C `struct liveupdate_flb`. An FLB belongs to the
+//! handlers that name it in [`module_liveupdate!`](crate::module_liveupdate): the first of their
+//! files that is preserved has it preserved too, the last one that is given up or finished ends it.
+//! Code gets at the live object through [`Outgoing`] and [`Incoming`], which count as users.
+//!
+//! C header: [`include/linux/liveupdate.h`](srctree/include/linux/liveupdate.h)
+
+use kernel::{
+    error::to_result,
+    ffi::c_int,
+    module::this_module,
+    new_mutex,
+    prelude::*,
+    sync::{
+        lock::mutex::MutexGuard,
+        Mutex, //
+    },
+    types::Opaque, //
+};
+
+use core::{
+    marker::PhantomData,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    ptr::NonNull, //
+};
+
+use crate::{
+    bindings,
+    handler::{
+        compatible,
+        errno, //
+    },
+    kho::{
+        Claimed,
+        Preserved, //
+    },
+};
+
+pub use luo_flb::FileLifecycleBound;
+
+/// The C face of an FLB; [`module_liveupdate!`](crate::module_liveupdate) makes a static of it.
+pub struct Flb<T> {
+    raw: Opaque<bindings::liveupdate_flb>,
+    _flb: PhantomData<T>,
+}
+
+// SAFETY: The orchestrator synchronizes all access to `raw`; there is no `T` in it.
+unsafe impl<T> Sync for Flb<T> {}
+
+impl<T: FileLifecycleBound> Flb<T> {
+    /// Describes the FLB.
+    #[expect(clippy::new_without_default)] // A default is of no use to a static.
+    pub const fn new() -> Self {
+        let mut raw: bindings::liveupdate_flb = pin_init::zeroed();
+        raw.ops = &VTable::<T>::OPS;
+        raw.compatible = *compatible(T::COMPATIBLE).field();
+        Self {
+            raw: Opaque::new(raw),
+            _flb: PhantomData,
+        }
+    }
+
+    /// The C FLB.
+    pub(crate) const fn as_ptr(&'static self) -> *mut bindings::liveupdate_flb {
+        self.raw.get()
+    }
+}
+
+/// An FLB that a module has; [`module_liveupdate!`](crate::module_liveupdate) implements it.
+pub trait Declared: FileLifecycleBound {
+    /// The module's only one of the kind.
+    fn flb() -> &'static Flb<Self>;
+}
+
+/// The live object of this kernel, and the state from which the next one will make its own.
+struct Saved<T: FileLifecycleBound> {
+    state: Pin<KBox<Mutex<Preserved<T::State>>>>,
+    object: T::Object,
+}
+
+/// The live object of the files that this kernel preserves.
+///
+/// As long as the guard is there, so is the object, even if the last of those files is given up.
+///
+/// # Invariants
+///
+/// `saved` is what the FLB's `preserve` made, and one use of it belongs to this value.
+pub struct Outgoing<T: Declared> {
+    saved: NonNull<Saved<T>>,
+}
+
+// SAFETY: A shared reference to the object and its mutex may go to any task.
+unsafe impl<T: Declared> Send for Outgoing<T> where T::State: Send {}
+
+// SAFETY: As above.
+unsafe impl<T: Declared> Sync for Outgoing<T> where T::State: Send {}
+
+impl<T: Declared> Outgoing<T> {
+    /// Gets the object.
+    ///
+    /// Takes the FLB's mutex, under which its callbacks run: none of them may call this. May sleep.
+    ///
+    /// Errors: `ENOENT`, no file that depends on it is preserved; `EOPNOTSUPP`, live update is off.
+    ///
+    /// C counterpart: `liveupdate_flb_get_outgoing()`.
+    pub fn get() -> Result<Self> {
+        let mut object = core::ptr::null_mut();
+        // SAFETY: The FLB is static, and `object` is valid for writing.
+        to_result(unsafe {
+            bindings::liveupdate_flb_get_outgoing(T::flb().as_ptr(), &mut object)
+        })?;
+        // INVARIANT: The use was just counted.
+        Ok(Self {
+            saved: NonNull::new(object.cast()).ok_or(ENOENT)?,
+        })
+    }
+
+    /// The state for the next kernel, to be changed while nobody else does. May sleep.
+    ///
+    /// What is in it when the reboot has frozen the last file is what the next kernel gets.
+    pub fn state(&self) -> StateGuard<'_, T> {
+        // SAFETY: By the type invariant it is there as long as `self` is.
+        StateGuard(unsafe { self.saved.as_ref() }.state.lock())
+    }
+}
+
+impl<T: Declared> Deref for Outgoing<T> {
+    type Target = T::Object;
+
+    fn deref(&self) -> &T::Object {
+        // SAFETY: By the type invariant it is there as long as `self` is.
+        &unsafe { self.saved.as_ref() }.object
+    }
+}
+
+impl<T: Declared> Drop for Outgoing<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the use is ours.
+        unsafe { bindings::liveupdate_flb_put_outgoing(T::flb().as_ptr()) };
+    }
+}
+
+/// Exclusive access to the state of an FLB for the next kernel; see [`Outgoing::state`].
+pub struct StateGuard<'a, T: FileLifecycleBound>(MutexGuard<'a, Preserved<T::State>>);
+
+impl<T: FileLifecycleBound> Deref for StateGuard<'_, T> {
+    type Target = T::State;
+
+    fn deref(&self) -> &T::State {
+        &self.0
+    }
+}
+
+impl<T: FileLifecycleBound> DerefMut for StateGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T::State {
+        &mut self.0
+    }
+}
+
+/// The live object of the files that the previous kernel preserved.
+///
+/// As long as the guard is there, so is the object, even if the last of those files is finished.
+///
+/// # Invariants
+///
+/// `object` is what the FLB's `retrieve` made, and one use of it belongs to this value.
+pub struct Incoming<T: Declared> {
+    object: NonNull<T::Object>,
+}
+
+// SAFETY: A shared reference to the object may go to any task.
+unsafe impl<T: Declared> Send for Incoming<T> {}
+
+// SAFETY: As above.
+unsafe impl<T: Declared> Sync for Incoming<T> {}
+
+impl<T: Declared> Incoming<T> {
+    /// Gets the object, which is retrieved now if it was not before.
+    ///
+    /// Takes the FLB's mutex, under which its callbacks run: none of them may call this. May sleep.
+    /// To be called once the module is live, that is, not from its `init`.
+    ///
+    /// Errors: `ENODATA`, nothing was handed over, or all files that depend on it are finished;
+    /// `ENOENT`, this FLB was not handed over; `ENODEV`, the module is not live; `EOPNOTSUPP`, live
+    /// update is off; and what its `retrieve` failed with, every time.
+    ///
+    /// C counterpart: `liveupdate_flb_get_incoming()`.
+    pub fn get() -> Result<Self> {
+        let mut object = core::ptr::null_mut();
+        // SAFETY: The FLB is static, and `object` is valid for writing.
+        to_result(unsafe {
+            bindings::liveupdate_flb_get_incoming(T::flb().as_ptr(), &mut object)
+        })?;
+        // INVARIANT: The use was just counted.
+        Ok(Self {
+            object: NonNull::new(object.cast()).ok_or(ENODATA)?,
+        })
+    }
+}
+
+impl<T: Declared> Deref for Incoming<T> {
+    type Target = T::Object;
+
+    fn deref(&self) -> &T::Object {
+        // SAFETY: By the type invariant it is there as long as `self` is.
+        unsafe { self.object.as_ref() }
+    }
+}
+
+impl<T: Declared> Drop for Incoming<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the use is ours.
+        unsafe { bindings::liveupdate_flb_put_incoming(T::flb().as_ptr()) };
+    }
+}
+
+type Args = bindings::liveupdate_flb_op_args;
+
+/// The C callbacks of an FLB.
+struct VTable<T>(PhantomData<T>);
+
+impl<T: FileLifecycleBound> VTable<T> {
+    const OPS: bindings::liveupdate_flb_ops = bindings::liveupdate_flb_ops {
+        preserve: Some(Self::preserve),
+        unpreserve: Some(Self::unpreserve),
+        retrieve: Some(Self::retrieve),
+        finish: Some(Self::finish),
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+    };
+
+    /// # Safety
+    ///
+    /// Only for the orchestrator.
+    unsafe extern "C" fn preserve(args: *mut Args) -> c_int {
+        // SAFETY: The caller lends us its arguments.
+        let args = unsafe { &mut *args };
+        errno(Self::try_preserve().map(|(data, saved)| {
+            args.data = data;
+            args.obj = KBox::into_raw(saved).cast();
+        }))
+    }
+
+    fn try_preserve() -> Result<(u64, KBox<Saved<T>>)> {
+        let state = Preserved::<T::State>::zeroed()?;
+        let data = state.phys();
+        let state = KBox::pin_init(new_mutex!(state, "Flb::state"), GFP_KERNEL)?;
+        let saved = KBox::new_uninit(GFP_KERNEL)?;
+        let object = T::preserve(&mut state.lock())?;
+        Ok((data, KBox::write(saved, Saved { state, object })))
+    }
+
+    /// # Safety
+    ///
+    /// Only for the orchestrator, with what [`Self::preserve`] left.
+    unsafe extern "C" fn unpreserve(args: *mut Args) {
+        // SAFETY: `preserve` made it, and the orchestrator unpreserves it once.
+        let saved = unsafe { KBox::<Saved<T>>::from_raw((*args).obj.cast()) };
+        let Saved { state, object } = KBox::into_inner(saved);
+        T::unpreserve(&state.lock(), object);
+    }
+
+    /// # Safety
+    ///
+    /// Only for the orchestrator.
+    unsafe extern "C" fn retrieve(args: *mut Args) -> c_int {
+        // SAFETY: The caller lends us its arguments.
+        let args = unsafe { &mut *args };
+        errno(Self::try_retrieve(args.data).map(|object| {
+            args.obj = KBox::into_raw(object).cast();
+        }))
+    }
+
+    fn try_retrieve(data: u64) -> Result<KBox<T::Object>> {
+        let state = Claimed::<T::State>::new(data).inspect_err(|_| {
+            let name = T::COMPATIBLE;
+            pr_err!("{name}: no valid state was handed over at {data:#x}\n");
+        })?;
+        let object = KBox::new_uninit(GFP_KERNEL)?;
+        Ok(KBox::write(object, T::retrieve(&state)?))
+    }
+
+    /// # Safety
+    ///
+    /// Only for the orchestrator, with what [`Self::retrieve`] left.
+    unsafe extern "C" fn finish(args: *mut Args) {
+        // SAFETY: `retrieve` made it, and the orchestrator finishes it once.
+        let object = unsafe { KBox::<T::Object>::from_raw((*args).obj.cast()) };
+        T::finish(KBox::into_inner(object));
+    }
+}
