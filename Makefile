@@ -20,7 +20,8 @@ help:
 	@echo
 	@echo 'FLAVOUR=rust   the Rust core and memfd handler (the default)'
 	@echo '        c      the C core and handler of the same kernel'
-	@echo '        rust-cmemfd  the Rust core with the C memfd handler'
+	@echo '        rust-cmemfd  the Rust core with the C memfd handler and C FLBs'
+	@echo '        c-flb  c, with the same C FLBs'
 	@echo '        debug  rust, with KASAN, lockdep and fault injection'
 	@echo 'KSRC=DIR       use this Linux 7.3 source instead of fetching one'
 	@echo 'LUO_CACHE=DIR  keep source and kernel builds there (~/.cache/rust-luo)'
@@ -28,7 +29,7 @@ help:
 demo vm: kernel
 	@$(VM) $@ --flavour $(FLAVOUR)
 
-test: kernel-rust kernel-c kernel-rust-cmemfd
+test: kernel-rust kernel-c kernel-rust-cmemfd kernel-c-flb
 	@$(VM) test
 
 bench: kernel-rust kernel-c

@@ -347,7 +347,8 @@ struct Chunk {
 /// The entries of an array that the previous kernel preserved, read once and in order.
 ///
 /// Memory is claimed page by page as the entries are read, and freed behind them; no second copy
-/// and no mapping of the whole array is made. What is not read stays reserved.
+/// and no mapping of the whole array is made. Dropping it frees what was not read. If an address
+/// turns out to be wrong, what is behind it stays reserved.
 pub struct ClaimedArray<T> {
     /// Entries that are still to come.
     left: usize,
@@ -362,27 +363,8 @@ pub struct ClaimedArray<T> {
     _entries: PhantomData<T>,
 }
 
-impl<T: FromBytes> ClaimedArray<T> {
-    /// Prepares to read `len` entries.
-    ///
-    /// Fails with `EINVAL` if the area cannot hold as many, or was not allocated page by page.
-    pub fn new(descriptor: &Vmalloc, len: u64) -> Result<Self> {
-        const { assert!(size_of::<T>() > 0 && PAGE_SIZE % size_of::<T>() == 0) };
-        let left = usize::try_from(len).map_err(|_| EINVAL)?;
-        let pages = left.div_ceil(PAGE_SIZE / size_of::<T>());
-        if u64::from(descriptor.total_pages) != pages as u64 || descriptor.order != 0 {
-            return Err(EINVAL);
-        }
-        Ok(Self {
-            left,
-            next_chunk: descriptor.first,
-            chunk: None,
-            next_page: 0,
-            page: None,
-            offset: PAGE_SIZE,
-            _entries: PhantomData,
-        })
-    }
+impl<T> ClaimedArray<T> {
+    const PER_PAGE: usize = PAGE_SIZE / size_of::<T>();
 
     fn next_page(&mut self) -> Result<Claimed<[u8; PAGE_SIZE]>> {
         let full = match &self.chunk {
@@ -400,6 +382,35 @@ impl<T: FromBytes> ClaimedArray<T> {
         let phys = *chunk.pages.get(self.next_page).ok_or(EINVAL)?;
         self.next_page += 1;
         Claimed::new(phys)
+    }
+
+    /// Forgets what was not claimed yet.
+    fn give_up(&mut self) {
+        self.left = 0;
+        self.next_chunk = 0;
+    }
+}
+
+impl<T: FromBytes> ClaimedArray<T> {
+    /// Prepares to read `len` entries.
+    ///
+    /// Fails with `EINVAL` if the area cannot hold as many, or was not allocated page by page.
+    pub fn new(descriptor: &Vmalloc, len: u64) -> Result<Self> {
+        const { assert!(size_of::<T>() > 0 && PAGE_SIZE % size_of::<T>() == 0) };
+        let left = usize::try_from(len).map_err(|_| EINVAL)?;
+        let pages = left.div_ceil(Self::PER_PAGE);
+        if u64::from(descriptor.total_pages) != pages as u64 || descriptor.order != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            left,
+            next_chunk: descriptor.first,
+            chunk: None,
+            next_page: 0,
+            page: None,
+            offset: PAGE_SIZE,
+            _entries: PhantomData,
+        })
     }
 
     fn next_entry(&mut self) -> Result<T> {
@@ -422,13 +433,21 @@ impl<T: FromBytes> Iterator for ClaimedArray<T> {
     #[inline]
     fn next(&mut self) -> Option<Result<T>> {
         self.left = self.left.checked_sub(1)?;
-        let entry = self.next_entry();
-        if entry.is_err() {
-            self.left = 0;
-        } else if self.left == 0 && self.next_chunk != 0 {
-            // KHO starts a new chunk as soon as one is full, even if nothing comes into it.
+        Some(self.next_entry().inspect_err(|_| self.give_up()))
+    }
+}
+
+impl<T> Drop for ClaimedArray<T> {
+    fn drop(&mut self) {
+        let in_page = (PAGE_SIZE - self.offset) / size_of::<T>();
+        for _ in 0..self.left.saturating_sub(in_page).div_ceil(Self::PER_PAGE) {
+            if self.next_page().is_err() {
+                return;
+            }
+        }
+        // KHO starts a new chunk as soon as one is full, even if nothing comes into it.
+        if self.next_chunk != 0 {
             drop(Claimed::<Chunk>::new(self.next_chunk));
         }
-        Some(entry)
     }
 }

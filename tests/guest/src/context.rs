@@ -56,7 +56,7 @@ impl<'a> Context<'a> {
 
     /// Whether the orchestrator of the kernel that runs is the Rust one.
     pub fn rust_core(&self) -> bool {
-        self.flavour() != "c"
+        !matches!(self.flavour(), "c" | "c-flb")
     }
 
     /// Whether the memfd handler of the kernel that runs is the Rust one.

@@ -44,6 +44,7 @@ pub const GROUPS: &[Group] = &[
     scenarios::cost::GROUP,
     scenarios::ioctl::GROUP,
     scenarios::callback::GROUP,
+    scenarios::cflb::GROUP,
     scenarios::callback::MISSING,
     scenarios::corrupt::FATAL,
     scenarios::corrupt::MEMFD,

@@ -3,6 +3,7 @@
 //! The scenarios, one module a subject.
 
 pub mod callback;
+pub mod cflb;
 pub mod corrupt;
 pub mod cost;
 pub mod demo;

@@ -59,6 +59,15 @@ pub fn short() -> Vec<Job> {
         let name = format!("interop/{}", chain.join("-to-"));
         jobs.push(alone(name, Config::new(chain.iter().copied()), "interop"));
     }
+    for chain in [
+        ["c-flb", "c-flb"],
+        ["c-flb", "rust-cmemfd"],
+        ["rust-cmemfd", "c-flb"],
+        ["rust-cmemfd", "rust-cmemfd"],
+    ] {
+        let name = format!("c-flb/{}", chain.join("-to-"));
+        jobs.push(alone(name, Config::new(chain), "c-flb"));
+    }
     jobs
 }
 
