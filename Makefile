@@ -5,7 +5,7 @@
 FLAVOUR ?= rust
 VM := cargo run -q --release -p luo-vm --
 
-.PHONY: help demo test bench vm kernel clippy fmt fmtcheck clean
+.PHONY: help demo test bench vm kernel docs clippy fmt fmtcheck clean
 .NOTPARALLEL:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make bench     what live update costs, counted in instructions'
 	@echo 'make vm        a shell in the virtual machine'
 	@echo 'make kernel    only the kernel, in out/FLAVOUR/'
+	@echo 'make docs      the documentation, in out/docs/index.html'
 	@echo 'make clippy    lint everything; warnings are errors'
 	@echo 'make fmt       format everything (fmtcheck: only look)'
 	@echo 'make clean     remove what was built here; the cached kernels stay'
@@ -39,6 +40,9 @@ kernel: kernel-$(FLAVOUR)
 
 kernel-%:
 	@tools/kernel $*
+
+docs: kernel-rust
+	@tools/docs
 
 clippy:
 	tools/kernel --clippy

@@ -9,20 +9,20 @@
 //! A live update runs through these steps; each of them can fail, and until the kexec a failure
 //! takes back whatever was done:
 //!
-//! 1. A session is created and files are preserved in it ([`outgoing`], [`outgoing_files`]).
+//! 1. A session is created and files are preserved in it (`outgoing`, `outgoing_files`).
 //! 2. `reboot(2)` freezes them all and writes them down in the format of [`luo_abi`].
 //! 3. The next kernel finds that at boot, and reads it when the device is first opened
-//!    ([`incoming`], [`incoming_files`]).
+//!    (`incoming`, `incoming_files`).
 //! 4. Userspace retrieves its sessions and files, and finishes the sessions.
 //!
 //! Locks, in the order in which they are taken:
 //!
-//! 1. [`Luo::serialize`]: for reading by everything that changes a session; for writing by the
+//! 1. `Luo::serialize`: for reading by everything that changes a session; for writing by the
 //!    reboot, which keeps it for ever if it succeeds.
-//! 2. [`Luo::outgoing`] or [`Luo::incoming`]: the list of sessions.
+//! 2. `Luo::outgoing` or `Luo::incoming`: the list of sessions.
 //! 3. A session's mutex: its files.
 //! 4. An FLB's two mutexes, one for each direction ([`luo_flb`]).
-//! 5. The registry's (`luo_register_rwlock`) and that of [`preserved_ids`].
+//! 5. The registry's (`luo_register_rwlock`) and that of `preserved_ids`.
 //!
 //! A handler is called with the first held for reading and the third; `freeze` and `unfreeze` with
 //! the first and the second held for writing, and the third. An FLB is called with its mutex held,

@@ -168,17 +168,17 @@ macro_rules! module_liveupdate {
     (
         @module ($type:ty)
         handlers: [$($handler:ty $(: [$($flb:ty),* $(,)?])?),+ $(,)?],
-        $(flbs: [$($declared:ty),* $(,)?],)?
+        flbs: [$($declared:ty),* $(,)?],
         $($info:tt)*
     ) => {
-        $($(
+        $(
             impl $crate::flb::Declared for $declared {
                 fn flb() -> &'static $crate::flb::Flb<Self> {
                     static FLB: $crate::flb::Flb<$declared> = $crate::flb::Flb::new();
                     &FLB
                 }
             }
-        )*)?
+        )*
 
         $(
             const _: () = {
@@ -223,5 +223,8 @@ macro_rules! module_liveupdate {
             type: LiveupdateModule,
             $($info)*
         }
+    };
+    (@module ($type:ty) handlers: $handlers:tt, $($info:tt)*) => {
+        $crate::module_liveupdate!(@module ($type) handlers: $handlers, flbs: [], $($info)*);
     };
 }

@@ -17,7 +17,8 @@ const HELP: &str = "\
 before the update
   create SESSION               make a session
   put SESSION TOKEN TEXT...    make a memfd with a text, and preserve it
-  preserve SESSION TOKEN PATH  open a file, and preserve it
+  preserve SESSION TOKEN PATH [TEXT...]
+                               open a file, write the text, and preserve it
   close SESSION                close a session, which unpreserves its files
   kexec                        reboot into the kernel that is loaded
 after it
@@ -77,8 +78,11 @@ impl State {
                 seek(&file, SeekFrom::Start(0))?;
                 self.preserve(name, token, &file)
             }
-            ["preserve", name, token, path] => {
-                let file = File::options().read(true).write(true).open(path)?;
+            ["preserve", name, token, path, text @ ..] => {
+                let mut file = File::options().read(true).write(true).open(path)?;
+                if !text.is_empty() {
+                    file.write_all(text.join(" ").as_bytes())?;
+                }
                 self.preserve(name, token, &file)
             }
             ["close", name] => {
