@@ -39,12 +39,7 @@ pub use outgoing::Outgoing;
 
 use kernel::prelude::*;
 
-use zerocopy::{
-    FromZeros,
-    Immutable,
-    IntoBytes,
-    KnownLayout, //
-};
+use luo_abi::WireState;
 
 /// State that is shared by files of one or more handlers, and preserved along with them.
 ///
@@ -60,7 +55,8 @@ use zerocopy::{
 /// C counterpart: `struct liveupdate_flb_ops`.
 #[vtable]
 pub trait FileLifecycleBound: Sized + 'static {
-    /// Names this object and the version of its [`Self::State`]; at most 47 bytes.
+    /// Names this object and the version of its [`Self::State`]: 1 to 47 ASCII letters, digits,
+    /// `-`, `_`, `.`, `,` and `+`.
     ///
     /// The next kernel looks for an object of the same name. There is one of a name in the system.
     const COMPATIBLE: &'static CStr;
@@ -69,7 +65,7 @@ pub trait FileLifecycleBound: Sized + 'static {
     ///
     /// The orchestrator allocates and frees it. It is checked to be a valid value before `retrieve`
     /// sees it; what its values refer to is for `retrieve` to check.
-    type State: FromZeros + IntoBytes + KnownLayout + Immutable;
+    type State: WireState;
 
     /// What this kernel works with: the live object that `preserve` and `retrieve` make.
     type Object: Send + Sync + 'static;

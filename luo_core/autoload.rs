@@ -16,14 +16,16 @@ use luo_abi::luo::{
 
 /// Has userspace load the module of the handler that `compatible` names, and waits for it.
 ///
-/// What comes of it shows in whether the handler is there afterwards. No lock may be held that the
-/// module needs to load, and so none of the orchestrator's.
+/// What comes of it shows in whether the handler is there afterwards; false means that the task is
+/// being killed and should not wait for more. No lock may be held that the module needs to load, and
+/// so none of the orchestrator's.
 ///
 /// C counterpart: `request_module()`.
-pub(crate) fn request(compatible: &Compatible) {
-    if let Some(alias) = Alias::new_for(compatible.up_to_nul()) {
+pub(crate) fn request(compatible: &Compatible) -> bool {
+    match Alias::new_for(compatible.up_to_nul()) {
         // SAFETY: An alias ends with a NUL.
-        unsafe { bindings::luo_request_module(alias.field().as_ptr().cast()) };
+        Some(alias) => unsafe { bindings::luo_request_module(alias.field().as_ptr().cast()) },
+        None => true,
     }
 }
 

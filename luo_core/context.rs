@@ -62,6 +62,7 @@ impl<'a, Phase> Saving<'a, Phase> {
     }
 
     /// The token of another file, or of any other description of it, if this session preserves it.
+    /// The file at hand has one from when it is preserved, so not in `preserve`.
     ///
     /// A file is told from others by its handler's
     /// [`id`](crate::LiveupdateFileHandler::id). May sleep.
@@ -89,7 +90,8 @@ impl Retrieve<'_> {
     ///
     /// Errors: `ENOENT`, the session has no such token, or no handler for it; `EDEADLK`, that file
     /// is being retrieved right now, so that this one depends on itself; `ELOOP`, too many files
-    /// that depend on each other; and whatever the other's handler fails with.
+    /// that depend on each other; and whatever the other's handler fails with. None but the last is
+    /// held against the other file; an error that `retrieve` returns is always held against its own.
     pub fn fetch(&mut self, token: u64) -> Result<ARef<File>> {
         self.session.retrieve(token)
     }

@@ -46,6 +46,7 @@ use crate::{
 pub use luo_flb::FileLifecycleBound;
 
 /// The C face of an FLB; [`module_liveupdate!`](crate::module_liveupdate) makes a static of it.
+#[doc(hidden)]
 pub struct Flb<T> {
     raw: Opaque<bindings::liveupdate_flb>,
     _flb: PhantomData<T>,
@@ -87,7 +88,8 @@ struct Saved<T: FileLifecycleBound> {
 
 /// The live object of the files that this kernel preserves.
 ///
-/// As long as the guard is there, so is the object, even if the last of those files is given up.
+/// As long as the guard is there, so is the object, even if the last of those files is given up; and
+/// the module cannot be unloaded, so it must not be kept in the module's own value.
 ///
 /// # Invariants
 ///
@@ -97,10 +99,10 @@ pub struct Outgoing<T: Declared> {
 }
 
 // SAFETY: A shared reference to the object and its mutex may go to any task.
-unsafe impl<T: Declared> Send for Outgoing<T> where T::State: Send {}
+unsafe impl<T: Declared> Send for Outgoing<T> {}
 
 // SAFETY: As above.
-unsafe impl<T: Declared> Sync for Outgoing<T> where T::State: Send {}
+unsafe impl<T: Declared> Sync for Outgoing<T> {}
 
 impl<T: Declared> Outgoing<T> {
     /// Gets the object.
@@ -124,7 +126,9 @@ impl<T: Declared> Outgoing<T> {
 
     /// The state for the next kernel, to be changed while nobody else does. May sleep.
     ///
-    /// What is in it when the reboot has frozen the last file is what the next kernel gets.
+    /// The next kernel gets what is in it when this one ends; so whoever changes it on behalf of a
+    /// file does that in the file's callbacks, of which `freeze` is the last. The FLB's own callbacks
+    /// take this mutex under the FLB's: no guard may be got or dropped while this one is held.
     pub fn state(&self) -> StateGuard<'_, T> {
         // SAFETY: By the type invariant it is there as long as `self` is.
         StateGuard(unsafe { self.saved.as_ref() }.state.lock())
@@ -166,7 +170,9 @@ impl<T: FileLifecycleBound> DerefMut for StateGuard<'_, T> {
 
 /// The live object of the files that the previous kernel preserved.
 ///
-/// As long as the guard is there, so is the object, even if the last of those files is finished.
+/// As long as the guard is there, so is the object, even if the last of those files is finished. The
+/// module cannot be unloaded until that file is finished and no guard is left, so none must be kept
+/// in the module's own value.
 ///
 /// # Invariants
 ///
@@ -185,7 +191,7 @@ impl<T: Declared> Incoming<T> {
     /// Gets the object, which is retrieved now if it was not before.
     ///
     /// Takes the FLB's mutex, under which its callbacks run: none of them may call this. May sleep.
-    /// To be called once the module is live, that is, not from its `init`.
+    /// To be called once the module is live, that is, neither from its `init` nor from a probe in it.
     ///
     /// Errors: `ENODATA`, nothing was handed over, or all files that depend on it are finished;
     /// `ENOENT`, this FLB was not handed over; `ENODEV`, the module is not live; `EOPNOTSUPP`, live

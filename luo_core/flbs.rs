@@ -25,6 +25,7 @@ use core::{
 use crate::{
     bindings,
     kho::Claimed,
+    module_ref::ModuleRef,
     shown,
     Luo, //
 };
@@ -136,8 +137,12 @@ impl Flb {
 ///
 /// # Invariants
 ///
-/// `0` is valid and has all callbacks. The value owns a reference to the module that owns it.
-struct FlbRef(NonNull<bindings::liveupdate_flb>);
+/// `raw` is valid and has all callbacks, and `_module` is the one that owns it.
+#[derive(Clone)]
+struct FlbRef {
+    raw: NonNull<bindings::liveupdate_flb>,
+    _module: ModuleRef,
+}
 
 // SAFETY: As for `Flb`.
 unsafe impl Send for FlbRef {}
@@ -157,29 +162,26 @@ unsafe impl Send for Live {}
 type FlbArgs = bindings::liveupdate_flb_op_args;
 
 impl FlbRef {
-    /// Takes a reference to the module behind an FLB; fails with `ENODEV` if it is not live (any
-    /// more).
+    /// Takes a reference to the module behind an FLB; `None` if it is not live (any more).
     ///
     /// # Safety
     ///
-    /// `flb` must be valid, with all callbacks, as long as its module is there.
-    unsafe fn new(flb: NonNull<bindings::liveupdate_flb>) -> Result<Self> {
+    /// `raw` must be valid, with all callbacks, as long as its module is there.
+    unsafe fn new(raw: NonNull<bindings::liveupdate_flb>) -> Option<Self> {
         // SAFETY: The caller guarantees validity; the owner is valid too or null.
-        match unsafe { bindings::luo_module_get_live((*(*flb.as_ptr()).ops).owner) } {
-            // INVARIANT: The reference was just taken.
-            true => Ok(Self(flb)),
-            false => Err(ENODEV),
-        }
+        let module = unsafe { ModuleRef::get_live((*(*raw.as_ptr()).ops).owner) };
+        // INVARIANT: It is the owner.
+        module.map(|_module| Self { raw, _module })
     }
 
     fn ops(&self) -> &bindings::liveupdate_flb_ops {
         // SAFETY: By the type invariant the FLB is valid, and its `ops` do not change.
-        unsafe { &*(*self.0.as_ptr()).ops }
+        unsafe { &*(*self.raw.as_ptr()).ops }
     }
 
     fn args(&self, data: u64, object: *mut c_void) -> FlbArgs {
         FlbArgs {
-            flb: self.0.as_ptr(),
+            flb: self.raw.as_ptr(),
             data,
             obj: object,
         }
@@ -213,29 +215,13 @@ impl FlbRef {
         self.call(self.ops().retrieve, &mut args)
             .inspect_err(|err| {
                 // SAFETY: By the type invariant the FLB is valid.
-                let name = unsafe { compatible(self.0) };
+                let name = unsafe { compatible(self.raw) };
                 pr_err!("the FLB '{}' cannot be retrieved: {err:?}\n", shown(&name));
             })?;
         Ok(Live {
             object: args.obj,
             flb: self,
         })
-    }
-}
-
-impl Clone for FlbRef {
-    fn clone(&self) -> Self {
-        // SAFETY: The owner is valid or null, and `self` has a reference to it.
-        unsafe { bindings::__module_get(self.ops().owner) };
-        // INVARIANT: The reference was just taken.
-        Self(self.0)
-    }
-}
-
-impl Drop for FlbRef {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { bindings::module_put(self.ops().owner) };
     }
 }
 
@@ -271,13 +257,13 @@ struct Dependency {
 impl HandlerFlbs {
     /// Takes references to the modules behind `flbs`, which are registered throughout this call.
     ///
-    /// Errors: `ENODEV`, a module is not live (any more); `ENOMEM`.
+    /// Errors: `ENOENT`, a module is not live (any more); `ENOMEM`.
     pub(crate) fn new(flbs: &[Arc<Flb>]) -> Result<Self> {
         let mut found = KVec::with_capacity(flbs.len(), GFP_KERNEL)?;
         for flb in flbs {
             let dependency = Dependency {
                 // SAFETY: By its invariant a registered FLB is valid.
-                module: unsafe { FlbRef::new(flb.raw)? },
+                module: unsafe { FlbRef::new(flb.raw) }.ok_or(ENOENT)?,
                 flb: flb.clone(),
             };
             found.push(dependency, GFP_KERNEL)?;
@@ -415,7 +401,7 @@ impl Luo {
     /// The live object that came from the previous kernel, in use until [`Luo::put_incoming_flb`].
     ///
     /// Errors: `ENODATA`, nothing was handed over, or the object was finished; `ENOENT`, this FLB
-    /// was not handed over; `ENODEV`, its module is not live; `EEXIST`, it was retrieved by another
+    /// was not handed over; `ENODEV`, it was, but its module is not live; `EEXIST`, it was retrieved by another
     /// FLB of the same name; and what its `retrieve` failed with.
     ///
     /// # Safety
@@ -426,11 +412,12 @@ impl Luo {
         flb: NonNull<bindings::liveupdate_flb>,
     ) -> Result<*mut c_void> {
         // SAFETY: The caller guarantees validity.
-        let (name, module) = unsafe { (compatible(flb), FlbRef::new(flb)?) };
-        let found = self.incoming_flbs.find(&name)?;
+        let found = self.incoming_flbs.find(&unsafe { compatible(flb) })?;
+        // SAFETY: The caller guarantees validity.
+        let module = unsafe { FlbRef::new(flb) }.ok_or(ENODEV)?;
         let (owner, object) = found.state.get(
             |data| module.retrieve(data),
-            |live| (live.flb.0, live.object),
+            |live| (live.flb.raw, live.object),
         )?;
         if owner != flb {
             found.state.put(Live::finish);

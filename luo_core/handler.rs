@@ -37,15 +37,17 @@ use crate::{
     },
     kho::{
         Claimed,
-        Preserved,
-        WireState, //
+        Preserved, //
     },
     waist::CallArgs, //
 };
 
-use luo_abi::luo::{
-    Alias,
-    Compatible, //
+use luo_abi::{
+    luo::{
+        Alias,
+        Compatible, //
+    },
+    WireState, //
 };
 
 /// How the life of an incoming file in its session ends.
@@ -124,6 +126,8 @@ pub trait LiveupdateFileHandler: Sized + 'static {
     }
 
     /// Ends the care for an incoming file.
+    ///
+    /// It is not called for a file that nobody retrieved and whose state is not a valid one.
     fn finish(cx: &Finish<'_>, outcome: Outcome<'_, Self::State>);
 
     /// What tells `file` from all others, for files that have more than one `struct file`.
@@ -133,6 +137,7 @@ pub trait LiveupdateFileHandler: Sized + 'static {
 }
 
 /// The C face of a handler; [`module_liveupdate!`](crate::module_liveupdate) makes a static of it.
+#[doc(hidden)]
 pub struct FileHandler<T> {
     raw: Opaque<bindings::liveupdate_file_handler>,
     _handler: PhantomData<T>,

@@ -2,7 +2,10 @@
 
 /* C helpers of luo_core: what is a macro or an inline function in C. */
 
+#include <linux/anon_inodes.h>
 #include <linux/cleanup.h>
+#include <linux/err.h>
+#include <linux/fs.h>
 #include <linux/hash.h>
 #include <linux/io.h>
 #include <linux/kexec_handover.h>
@@ -10,6 +13,7 @@
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/sched/signal.h>
 #include <linux/spinlock.h>
 
 #include "helpers.h"
@@ -28,10 +32,54 @@ bool luo_module_get_live(struct module *module)
 	return try_module_get(module);
 }
 
-/* Waits until userspace is done with it, whatever comes of it. */
-void luo_request_module(const char *alias)
+/* For one who has a reference already. */
+void luo_module_get(struct module *module)
+{
+	__module_get(module);
+}
+
+void luo_module_put(struct module *module)
+{
+	module_put(module);
+}
+
+/*
+ * Waits until userspace is done with it, whatever comes of it; returns false if
+ * the task is being killed.
+ */
+bool luo_request_module(const char *alias)
 {
 	request_module("%s", alias);
+	return !fatal_signal_pending(current);
+}
+
+/*
+ * Whether the file is between its open and its release. Around both it can have
+ * its operations without the private data that goes with them.
+ */
+bool luo_file_is_open(struct file *file)
+{
+	return (file->f_mode & FMODE_OPENED) && file_count(file);
+}
+
+/*
+ * A file whose operations are in a module keeps that from being unloaded; but
+ * only from when it is live, and only if the operations say so.
+ */
+struct file *luo_anon_file(const char *name, const struct file_operations *fops,
+			   void *private, int flags)
+{
+	struct module *owner = fops->owner;
+	struct file *file;
+
+	if (!owner && is_module_address((unsigned long)fops))
+		return ERR_PTR(-EINVAL);
+	if (!luo_module_get_live(owner))
+		return ERR_PTR(-ENODEV);
+
+	file = anon_inode_getfile(name, fops, private, flags);
+	module_put(owner);
+	return file;
 }
 
 phys_addr_t luo_virt_to_phys(void *mem)

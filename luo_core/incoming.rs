@@ -59,8 +59,6 @@ struct State {
     files: IncomingFiles,
     /// Whether a file descriptor for the session is out.
     retrieved: bool,
-    /// Whether all missing handlers were asked for.
-    asked: bool,
 }
 
 impl Luo {
@@ -128,7 +126,6 @@ impl Luo {
                     State {
                         files,
                         retrieved: false,
-                        asked: false,
                     },
                     "IncomingSession::state"
                 ),
@@ -174,21 +171,18 @@ impl IncomingSession {
         self.state.lock().files.finish(&self.luo)
     }
 
-    /// Has the modules of missing handlers loaded: those that all files need or, if `token` is given
-    /// and all were asked for once, the one that its file needs.
+    /// Has the modules of missing handlers loaded, of all that the session needs: a file may fetch
+    /// others, and in the middle of its retrieval there is no way to load their handlers.
     ///
-    /// A file may need others, and there is no way to load their handlers in the middle of its
-    /// retrieval; so the first time it is all. The caller holds no lock.
+    /// With a `token` this is for the retrieval of that file, and nothing to do if it was tried
+    /// before. The caller holds no lock.
     pub(crate) fn load_handlers(&self, token: Option<u64>) {
-        let missing = {
-            let mut state = self.state.lock();
-            let token = token.filter(|_| state.asked);
-            state.asked = true;
-            state.files.missing_handlers(&self.luo, token)
-        };
+        let missing = self.state.lock().files.missing_handlers(&self.luo, token);
         // Without memory for the list, the files themselves say what they miss.
         for compatible in missing.iter().flatten() {
-            autoload::request(compatible);
+            if !autoload::request(compatible) {
+                return;
+            }
         }
     }
 

@@ -128,25 +128,22 @@ impl IncomingFiles {
         Ok(self.files.push(file, GFP_KERNEL)?)
     }
 
-    /// The handlers that are missing: of those that the file of `token` or, without one, all files
-    /// need.
+    /// The handlers that files of the session need and that are missing; none if the file of `token`
+    /// was tried already.
     pub(crate) fn missing_handlers(
         &self,
         luo: &Luo,
         token: Option<u64>,
     ) -> Result<KVVec<Compatible>> {
         let mut missing = KVVec::new();
-        let mut look_for = |compatible: &Compatible| -> Result {
-            match luo.registry.by_compatible(compatible) {
-                Ok(_) => Ok(()),
-                Err(_) => Ok(missing.push(*compatible, GFP_KERNEL)?),
+        let tried = |file: &IncomingFile| !matches!(file.state, State::Untried);
+        if token.is_some_and(|token| self.file(token).is_none_or(tried)) {
+            return Ok(missing);
+        }
+        for compatible in self.handlers.keys() {
+            if luo.registry.by_compatible(compatible).is_err() {
+                missing.push(*compatible, GFP_KERNEL)?;
             }
-        };
-        match token {
-            Some(token) => self
-                .file(token)
-                .map_or(Ok(()), |file| look_for(&file.compatible))?,
-            None => self.handlers.keys().try_for_each(look_for)?,
         }
         Ok(missing)
     }

@@ -2,10 +2,15 @@
 
 //! Memory that outlives the kernel: what this one preserves and what the previous one preserved.
 //!
-//! [`Preserved`] and [`PreservedArray`] are owned by this kernel and kept by KHO for the next one.
-//! [`Claimed`] is what the previous kernel preserved at a physical address: claiming it checks that
-//! KHO did preserve it and makes it this kernel's own, once. Memory that is never claimed stays
-//! reserved until the machine reboots.
+//! `Preserved` and [`PreservedArray`] are owned by this kernel and kept by KHO for the next one.
+//! `Claimed` and [`ClaimedArray`] are what the previous kernel preserved at a physical address:
+//! claiming it checks that KHO did preserve it and makes it this kernel's own, once. Memory that is
+//! never claimed stays reserved until the machine reboots.
+//!
+//! A handler's fixed state is taken care of in `handler.rs`. If it has more than fits into that, it
+//! keeps a [`PreservedArray`] in its runtime data and the array's descriptor in its state. In the
+//! next kernel it makes a [`ClaimedArray`] of the descriptor: to read it in `retrieve`, or only to
+//! free it, which dropping it does, when `finish` hands over the state of a file that nobody wanted.
 //!
 //! C header: [`include/linux/kexec_handover.h`](srctree/include/linux/kexec_handover.h)
 
@@ -34,7 +39,7 @@ use core::{
 
 use crate::bindings;
 
-use luo_abi::kho::Vmalloc;
+pub use luo_abi::kho::Vmalloc;
 use zerocopy::{
     FromBytes,
     FromZeros,
@@ -48,14 +53,6 @@ use zerocopy_derive::{
     Immutable,
     KnownLayout, //
 };
-
-/// What one kernel can leave for another: plain values, without padding, pointers or references.
-///
-/// All zero bytes must be a valid value. Other bytes need not be, which is checked before a value is
-/// claimed: an `enum` or a `bool` is fine.
-pub trait WireState: FromZeros + IntoBytes + KnownLayout + Immutable + 'static {}
-
-impl<T: FromZeros + IntoBytes + KnownLayout + Immutable + 'static> WireState for T {}
 
 /// The physical address of a subtree that the previous kernel added, and its size in bytes.
 ///
@@ -96,7 +93,7 @@ pub(crate) fn add_subtree<T>(name: &CStr, blob: &Preserved<T>) -> Result {
 /// # Invariants
 ///
 /// `0` came from `kho_alloc_preserve()` for the size of `T` and is owned by this value.
-pub struct Preserved<T>(NonNull<T>);
+pub(crate) struct Preserved<T>(NonNull<T>);
 
 // SAFETY: The value owns its memory, as a box does.
 unsafe impl<T: Send> Send for Preserved<T> {}
@@ -110,8 +107,13 @@ impl<T: FromZeros + IntoBytes> Preserved<T> {
     /// Fails with `ENOMEM`, or `E2BIG` for what is larger than the buddy allocator's largest block.
     ///
     /// C counterpart: `kho_alloc_preserve()`.
-    pub fn zeroed() -> Result<Self> {
-        const { assert!(size_of::<T>() > 0 && align_of::<T>() <= PAGE_SIZE) };
+    pub(crate) fn zeroed() -> Result<Self> {
+        const {
+            assert!(
+                size_of::<T>() > 0 && align_of::<T>() <= PAGE_SIZE,
+                "a state has a byte at least, and no greater alignment than a page"
+            )
+        };
         // SAFETY: No requirement.
         let mem = from_err_ptr(unsafe { bindings::kho_alloc_preserve(size_of::<T>()) })?;
         // INVARIANT: Just allocated for `T`. Its zeros are a valid `T`.
@@ -121,13 +123,13 @@ impl<T: FromZeros + IntoBytes> Preserved<T> {
 
 impl<T> Preserved<T> {
     /// The physical address to hand over, in bytes and aligned to a page.
-    pub fn phys(&self) -> u64 {
+    pub(crate) fn phys(&self) -> u64 {
         // SAFETY: The memory is in the linear mapping, as all that KHO allocates.
         unsafe { bindings::luo_virt_to_phys(self.0.as_ptr().cast()) }
     }
 
     /// Gives up ownership; the value lives on at the returned physical address.
-    pub fn into_phys(self) -> u64 {
+    pub(crate) fn into_phys(self) -> u64 {
         core::mem::ManuallyDrop::new(self).phys()
     }
 
@@ -137,7 +139,7 @@ impl<T> Preserved<T> {
     ///
     /// `phys` must come from [`Preserved::into_phys`] of a value of the same type, and nobody may
     /// have taken it up since.
-    pub unsafe fn from_phys(phys: u64) -> Self {
+    pub(crate) unsafe fn from_phys(phys: u64) -> Self {
         // SAFETY: The caller guarantees that this is the address of an allocated page.
         let mem = unsafe { bindings::luo_phys_to_virt(phys) };
         // SAFETY: An address in the linear mapping is not null.
@@ -192,10 +194,12 @@ unsafe impl Sync for PreservedVmalloc {}
 impl<T: FromBytes + IntoBytes + Clone> PreservedArray<T> {
     /// Allocates and preserves `len` entries that are all zero. May sleep.
     ///
-    /// `len` must not be 0. All of the last page is zero too. Fails with `ENOMEM`.
+    /// `len` must not be 0. All of the last page is zero too. Fails with `ENOMEM`. An entry's size
+    /// has to divide that of a page, or the next kernel could not read the array.
     ///
     /// C counterpart: `vcalloc()` and `kho_preserve_vmalloc()`.
     pub fn zeroed(len: usize) -> Result<Self> {
+        const { assert_fills_page::<T>() };
         let entries = VVec::from_elem(T::new_zeroed(), len, GFP_KERNEL | __GFP_ZERO)?;
         let mut raw = bindings::kho_vmalloc::default();
         let mem = entries.as_ptr().cast_mut().cast();
@@ -240,6 +244,14 @@ impl Drop for PreservedVmalloc {
     }
 }
 
+/// Fails the build if entries of type `T` lie across the border between pages.
+const fn assert_fills_page<T>() {
+    assert!(
+        size_of::<T>() > 0 && PAGE_SIZE % size_of::<T>() == 0,
+        "the size of an array's entries has to divide that of a page"
+    );
+}
+
 /// A folio that the previous kernel preserved, now owned by this one.
 ///
 /// Dropping it gives up one reference to the folio: the last one, unless others were taken.
@@ -263,7 +275,12 @@ impl ClaimedFolio {
     /// ends.
     ///
     /// C counterpart: `kho_restore_folio()`, which trusts its caller.
-    pub fn new(phys: u64, size: usize) -> Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// `phys` must be what the previous kernel handed over for this very purpose, or not be the
+    /// address of memory that was handed over for another.
+    pub unsafe fn new(phys: u64, size: usize) -> Result<Self> {
         // SAFETY: The function accepts any address.
         let folio = unsafe { bindings::luo_kho_claim(phys, size) };
         // INVARIANT: Just claimed, with one reference.
@@ -290,7 +307,7 @@ impl Drop for ClaimedFolio {
 /// # Invariants
 ///
 /// `value` points to the memory of `folio`, which is large enough.
-pub struct Claimed<T> {
+pub(crate) struct Claimed<T> {
     value: NonNull<T>,
     folio: ClaimedFolio,
 }
@@ -306,9 +323,11 @@ impl<T: TryFromBytes + KnownLayout + Immutable> Claimed<T> {
     ///
     /// Fails with `EINVAL` as [`ClaimedFolio::new`] does, and if the bytes are no valid `T`; in that
     /// case they are freed.
-    pub fn new(phys: u64) -> Result<Self> {
+    pub(crate) fn new(phys: u64) -> Result<Self> {
         const { assert!(align_of::<T>() <= PAGE_SIZE) };
-        let folio = ClaimedFolio::new(phys, size_of::<T>())?;
+        // SAFETY: In this crate such addresses come from what was handed over, and a previous kernel
+        // that hands over another's is beyond what can be told.
+        let folio = unsafe { ClaimedFolio::new(phys, size_of::<T>())? };
         // SAFETY: The folio is valid.
         let mem = unsafe { bindings::luo_folio_address(folio.as_ptr()) };
         let value: NonNull<T> = NonNull::new(mem.cast()).ok_or(EINVAL)?;
@@ -396,7 +415,7 @@ impl<T: FromBytes> ClaimedArray<T> {
     ///
     /// Fails with `EINVAL` if the area cannot hold as many, or was not allocated page by page.
     pub fn new(descriptor: &Vmalloc, len: u64) -> Result<Self> {
-        const { assert!(size_of::<T>() > 0 && PAGE_SIZE % size_of::<T>() == 0) };
+        const { assert_fills_page::<T>() };
         let left = usize::try_from(len).map_err(|_| EINVAL)?;
         let pages = left.div_ceil(Self::PER_PAGE);
         if u64::from(descriptor.total_pages) != pages as u64 || descriptor.order != 0 {

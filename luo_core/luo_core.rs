@@ -21,12 +21,13 @@
 //!    reboot, which keeps it for ever if it succeeds.
 //! 2. `Luo::outgoing` or `Luo::incoming`: the list of sessions.
 //! 3. A session's mutex: its files.
-//! 4. An FLB's two mutexes, one for each direction ([`luo_flb`]).
-//! 5. The registry's (`luo_register_rwlock`) and that of `preserved_ids`.
+//! 4. An FLB's mutex, that of the outgoing half before that of the incoming ([`luo_flb`]).
+//! 5. The mutex of an outgoing FLB's state ([`flb::Outgoing::state`]).
+//! 6. The registry's (`luo_register_rwlock`) and that of `preserved_ids`.
 //!
 //! A handler is called with the first held for reading and the third; `freeze` and `unfreeze` with
 //! the first and the second held for writing, and the third. An FLB is called with its mutex held,
-//! and whatever those hold who want it. Nobody is called under the fifth.
+//! and whatever those hold who want it. Nobody is called under the last.
 //!
 //! This crate implements the C API of `<linux/liveupdate.h>`, so that C handlers run on it
 //! unchanged. Handlers in Rust implement [`LiveupdateFileHandler`].
@@ -46,6 +47,7 @@ mod incoming;
 mod incoming_files;
 pub mod kho;
 pub mod miscdevice;
+mod module_ref;
 mod outgoing;
 mod outgoing_files;
 mod preserved_ids;
@@ -57,6 +59,7 @@ mod uapi;
 mod waist;
 
 pub use handler::LiveupdateFileHandler;
+pub use luo_abi::WireState;
 
 use kernel::{
     miscdevice::MiscDeviceRegistration,

@@ -76,13 +76,13 @@ impl Root {
     /// C counterpart: `luo_flb_serialize()`.
     fn write_flbs(&mut self, registry: &Registry) {
         let page = &mut *self.flbs;
-        let flbs = (0..).map_while(|index| registry.nth_flb(index));
+        let flbs = registry.all_flbs();
         let mut count = 0;
         // There are no more FLBs than entries.
         for (slot, entry) in page
             .entries
             .iter_mut()
-            .zip(flbs.filter_map(|flb| flb.entry()))
+            .zip(flbs.iter().flatten().filter_map(|flb| flb.entry()))
         {
             *slot = entry;
             count += 1;

@@ -30,6 +30,7 @@ use crate::{
 use luo_abi::luo::Alias;
 
 /// A module without anything of its own but handlers.
+#[doc(hidden)]
 pub struct NoModule;
 
 impl kernel::Module for NoModule {
@@ -39,6 +40,7 @@ impl kernel::Module for NoModule {
 }
 
 /// One of a module's handlers, and the FLBs that it depends on.
+#[doc(hidden)]
 pub struct Member {
     handler: *mut bindings::liveupdate_file_handler,
     flbs: &'static [fn() -> *mut bindings::liveupdate_flb],
@@ -78,23 +80,26 @@ impl Member {
 }
 
 /// The C side of an FLB.
+#[doc(hidden)]
 pub fn flb<T: Declared>() -> *mut bindings::liveupdate_flb {
     let flb: &'static Flb<T> = T::flb();
     flb.as_ptr()
 }
 
 /// A module's handlers and FLBs; dropping it takes them back.
+#[doc(hidden)]
 pub struct Registered(&'static [Member]);
 
 impl Registered {
     /// Registers all members or none. With live update off, that is none, and no error.
     ///
-    /// Errors: `EEXIST`, a compatible string is taken; `ENOSPC`, there are too many FLBs; `ENOMEM`.
+    /// Errors: `EEXIST`, a compatible string is taken (which the module loader makes `EBUSY` of);
+    /// `ENOSPC`, there are too many FLBs; `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// Only for [`module_liveupdate!`](crate::module_liveupdate): the result must be dropped before
-    /// the module goes that the members are in.
+    /// Only for [`module_liveupdate!`](crate::module_liveupdate): the members must be of one module,
+    /// their FLBs valid, and the result must be dropped before that module goes.
     pub unsafe fn new(members: &'static [Member]) -> Result<Self> {
         // SAFETY: No requirement.
         if !unsafe { bindings::liveupdate_enabled() } {
@@ -121,9 +126,11 @@ impl Drop for Registered {
 const ALIAS_FIELD: &[u8] = b"alias=";
 
 /// Size in bytes of [`alias`].
+#[doc(hidden)]
 pub const ALIAS_LEN: usize = ALIAS_FIELD.len() + size_of::<Alias>();
 
 /// What a module's `.modinfo` section says of a handler, so that `modprobe(8)` finds it.
+#[doc(hidden)]
 pub const fn alias<T: LiveupdateFileHandler>() -> [u8; ALIAS_LEN] {
     let alias = handler::alias(T::COMPATIBLE);
     let mut field = [0; ALIAS_LEN];
@@ -179,6 +186,22 @@ macro_rules! module_liveupdate {
                 }
             }
         )*
+
+        // A handler of another module would not keep this one from being unloaded.
+        const _: () = {
+            const fn handler_of_this_module<T>()
+            where
+                T: $crate::LiveupdateFileHandler<OwnerModule = LiveupdateModule>,
+            {
+            }
+            const fn flb_of_this_module<T>()
+            where
+                T: $crate::flb::FileLifecycleBound<OwnerModule = LiveupdateModule>,
+            {
+            }
+            $(handler_of_this_module::<$handler>();)+
+            $(flb_of_this_module::<$declared>();)*
+        };
 
         $(
             const _: () = {

@@ -224,9 +224,10 @@ impl Registry {
         found.cloned().ok_or(ENOENT)
     }
 
-    /// The FLB at `index`, in the order of their registration.
-    pub(crate) fn nth_flb(&self, index: usize) -> Option<Arc<Flb>> {
-        self.registered.read().flbs.get(index).cloned()
+    /// All FLBs, in the order of their registration.
+    pub(crate) fn all_flbs(&self) -> [Option<Arc<Flb>>; MAX_FLBS] {
+        let registered = self.registered.read();
+        core::array::from_fn(|index| registered.flbs.get(index).cloned())
     }
 
     /// The handler that `compatible` names; fails with `ENOENT` if there is none or its module is
@@ -255,7 +256,7 @@ impl Registry {
         for handler in &registered.handlers {
             if handler.number > number {
                 match handler.get() {
-                    Err(ENOENT | ENODEV) => continue,
+                    Err(ENOENT) => continue,
                     found => return Ok((handler.number, found?)),
                 }
             }

@@ -35,6 +35,7 @@ use crate::{
         Flb,
         HandlerFlbs, //
     },
+    module_ref::ModuleRef,
     Luo, //
 };
 
@@ -80,11 +81,12 @@ impl<C> CallArgs<C> {
 ///
 /// # Invariants
 ///
-/// `raw` is a registered handler with all required callbacks. The value owns a reference to the
-/// module that owns the handler, so that both stay valid.
+/// `raw` is a registered handler with all required callbacks, and `_module` is the one that owns it,
+/// so that both stay valid.
 pub(crate) struct HandlerRef {
     raw: NonNull<bindings::liveupdate_file_handler>,
     flbs: HandlerFlbs,
+    _module: ModuleRef,
 }
 
 // SAFETY: A handler's callbacks may be called from any task.
@@ -106,13 +108,14 @@ impl HandlerRef {
         raw: NonNull<bindings::liveupdate_file_handler>,
         flbs: &[Arc<Flb>],
     ) -> Result<Self> {
-        let flbs = HandlerFlbs::new(flbs)?;
         // SAFETY: A registered handler is valid; so is its owner or it is null.
-        match unsafe { bindings::luo_module_get_live((*(*raw.as_ptr()).ops).owner) } {
-            // INVARIANT: The reference was just taken.
-            true => Ok(Self { raw, flbs }),
-            false => Err(ENOENT),
-        }
+        let module = unsafe { ModuleRef::get_live((*(*raw.as_ptr()).ops).owner) };
+        // INVARIANT: It is the owner.
+        Ok(Self {
+            raw,
+            flbs: HandlerFlbs::new(flbs)?,
+            _module: module.ok_or(ENOENT)?,
+        })
     }
 
     fn ops(&self) -> &bindings::liveupdate_file_ops {
@@ -266,13 +269,6 @@ impl HandlerRef {
             0 => Ok(()),
             errno => Err(Error::from_errno(errno)),
         }
-    }
-}
-
-impl Drop for HandlerRef {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
-        unsafe { bindings::module_put(self.ops().owner) };
     }
 }
 

@@ -332,5 +332,6 @@ pub(crate) fn unpreserve(entry: &Folio) {
 /// Claims the folio of an entry that the previous kernel wrote.
 pub(crate) fn claim(entry: &Folio) -> Result<ClaimedFolio> {
     let phys = entry.pfn().checked_mul(PAGE_SIZE as u64).ok_or(EINVAL)?;
-    ClaimedFolio::new(phys, PAGE_SIZE)
+    // SAFETY: The address is that of a folio that the previous kernel preserved for this file.
+    unsafe { ClaimedFolio::new(phys, PAGE_SIZE) }
 }

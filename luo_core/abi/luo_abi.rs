@@ -26,6 +26,28 @@ pub use text::{
     Text, //
 };
 
+use zerocopy::{
+    FromZeros,
+    Immutable,
+    IntoBytes,
+    KnownLayout, //
+};
+
+/// What one kernel can leave for another: plain values, without padding, pointers or references.
+///
+/// All zero bytes must be a valid value. Other bytes need not be, which is checked before the next
+/// kernel uses them: an `enum` or a `bool` is fine. One byte to 4 MiB, with no greater alignment than
+/// a page.
+pub trait WireState:
+    FromZeros + IntoBytes + KnownLayout + Immutable + Send + Sync + 'static
+{
+}
+
+impl<T> WireState for T where
+    T: FromZeros + IntoBytes + KnownLayout + Immutable + Send + Sync + 'static
+{
+}
+
 /// Asserts, at build time, what a C compiler made of the same structure.
 macro_rules! assert_layout {
     ($type:ty, size $size:literal $(, $field:ident at $offset:literal)* $(,)?) => {
