@@ -197,5 +197,6 @@ static void __exit luo_test_exit(void)
 }
 module_exit(luo_test_exit);
 
+MODULE_ALIAS("luo:luo-test-v1");
 MODULE_DESCRIPTION("Live update test handler");
 MODULE_LICENSE("GPL");

@@ -5,7 +5,7 @@
 use crate::context::Context;
 use crate::plan::{PLAN_PATH, Plan, STAGE_PARAMETER};
 use crate::protocol::Event;
-use crate::{clock, helpers, kexec, kmsg, procfs, registry};
+use crate::{clock, debug, helpers, kexec, kmsg, module, procfs, registry};
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
@@ -69,13 +69,19 @@ fn run() -> Result<()> {
 
     let next = plan.stages.get(stage + 1);
     if let Some(next) = next {
-        let (bytes, micros) = clock::timed_micros(|| kexec::load(next));
+        let (bytes, micros) = clock::timed_micros(|| kexec::load(&plan, next));
         let bytes = bytes.context("loading the next kernel")?;
         kmsg::event(&Event::Loaded { bytes, micros });
     }
     let mut context = Context::new(&plan, stage);
+    if !plan.host_files.is_empty() {
+        module::show_to_modprobe(context.flavour()).context("showing the modules to modprobe")?;
+    }
     for (i, name) in plan.scenarios.iter().enumerate() {
         run_stage(&mut context, i + 1, name);
+    }
+    if context.flavour() == debug::FLAVOUR {
+        debug::check();
     }
     if next.is_some() {
         kmsg::event(&Event::Reboot);

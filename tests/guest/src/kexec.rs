@@ -2,7 +2,7 @@
 
 //! From one kernel to the next.
 
-use crate::plan::{KERNEL_DIR, MODULE_DIR, PLAN_PATH, PROGRAM_DIR, Stage};
+use crate::plan::{KERNEL_DIR, MODULE_DIR, PLAN_PATH, PROGRAM_DIR, Plan, Stage};
 use anyhow::{Context, Result, bail};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
@@ -13,15 +13,16 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-/// What the next kernel's initial file system is made of: all that was in this one's.
+/// What the next kernel's initial file system is made of, with the plan's files of the host: all
+/// that was in this one's.
 const CONTENTS: [&str; 5] = ["/init", PLAN_PATH, KERNEL_DIR, MODULE_DIR, PROGRAM_DIR];
 
 /// Puts a kernel into memory, for [`reboot`] to start; says how many bytes it is.
-pub fn load(stage: &Stage) -> Result<u64> {
+pub fn load(plan: &Plan, stage: &Stage) -> Result<u64> {
     let path = format!("{KERNEL_DIR}/{}", stage.flavour);
     let kernel = File::open(&path).with_context(|| format!("opening {path}"))?;
     let initrd = File::from(rustix::fs::memfd_create("initrd", MemfdFlags::CLOEXEC)?);
-    write_initrd(&initrd).context("writing the initial file system")?;
+    write_initrd(&initrd, plan).context("writing the initial file system")?;
     let bytes = kernel.metadata()?.len() + initrd.metadata()?.len();
     load_files(&kernel, &initrd, &stage.cmdline)?;
     Ok(bytes)
@@ -55,13 +56,19 @@ pub fn reboot() -> Errno {
     }
 }
 
-fn write_initrd(initrd: &File) -> Result<()> {
+fn write_initrd(initrd: &File, plan: &Plan) -> Result<()> {
     let mut output = std::io::BufWriter::new(initrd);
     for path in CONTENTS {
         let path = Path::new(path);
         if path.exists() {
             write_tree(&mut output, path)?;
         }
+    }
+    for folder in plan.host_folders() {
+        write_folder(&mut output, folder)?;
+    }
+    for file in &plan.host_files {
+        write_tree(&mut output, Path::new(file))?;
     }
     cpio::newc::trailer(&mut output)?.flush()?;
     Ok(())
@@ -71,10 +78,7 @@ fn write_tree(output: &mut impl Write, path: &Path) -> Result<()> {
     let meta = fs::symlink_metadata(path)?;
     let name = path.strip_prefix("/")?.to_string_lossy();
     if meta.is_dir() {
-        cpio::newc::Builder::new(&name)
-            .mode(0o040_755)
-            .write(&mut *output, 0)
-            .finish()?;
+        write_folder(output, path)?;
         let mut children: Vec<PathBuf> = fs::read_dir(path)?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()?;
@@ -92,5 +96,13 @@ fn write_tree(output: &mut impl Write, path: &Path) -> Result<()> {
     } else {
         bail!("{} is no file", path.display());
     }
+    Ok(())
+}
+
+fn write_folder(output: &mut impl Write, path: &Path) -> Result<()> {
+    cpio::newc::Builder::new(&path.strip_prefix("/")?.to_string_lossy())
+        .mode(0o040_755)
+        .write(output, 0)
+        .finish()?;
     Ok(())
 }

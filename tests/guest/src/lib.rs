@@ -18,6 +18,7 @@ pub mod init;
 mod clock;
 mod context;
 mod data;
+mod debug;
 mod errno;
 mod handover;
 mod helpers;

@@ -46,9 +46,11 @@ pub const GROUPS: &[Group] = &[
     scenarios::callback::GROUP,
     scenarios::cflb::GROUP,
     scenarios::callback::MISSING,
+    scenarios::modprobe::GROUP,
     scenarios::corrupt::FATAL,
     scenarios::corrupt::MEMFD,
     scenarios::trouble::GROUP,
+    scenarios::bug::GROUP,
     scenarios::selftest::GROUP,
     scenarios::shell::GROUP,
 ];

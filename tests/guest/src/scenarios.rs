@@ -2,6 +2,7 @@
 
 //! The scenarios, one module a subject.
 
+pub mod bug;
 pub mod callback;
 pub mod cflb;
 pub mod corrupt;
@@ -13,6 +14,7 @@ pub mod interop;
 pub mod ioctl;
 pub mod memfd;
 pub mod memory;
+pub mod modprobe;
 pub mod off;
 pub mod process;
 pub mod seal;

@@ -2,7 +2,7 @@
 
 //! What goes into a virtual machine: process 1, kernels, modules and the plan.
 
-use crate::paths;
+use crate::{modprobe, paths};
 use anyhow::{Context, Result, ensure};
 use luo_guest::plan::{KERNEL_DIR, MODULE_DIR, PLAN_PATH, PROGRAM_DIR, Plan};
 use std::collections::BTreeSet;
@@ -77,6 +77,17 @@ pub fn write_initrd(path: &Path, plan: &Plan, programs: &[(String, PathBuf)]) ->
             let name = module.file_name().unwrap_or_default().to_string_lossy();
             archive.file(&format!("{MODULE_DIR}/{flavour}/{name}"), &module)?;
         }
+        if !plan.host_files.is_empty() {
+            for (name, bytes) in modprobe::index(flavour)? {
+                archive.bytes(&format!("{MODULE_DIR}/{flavour}/{name}"), &bytes)?;
+            }
+        }
+    }
+    for folder in plan.host_folders() {
+        archive.directory(&folder.to_string_lossy())?;
+    }
+    for file in &plan.host_files {
+        archive.file(file, Path::new(file))?;
     }
     archive.directory(PROGRAM_DIR)?;
     for (name, program) in programs {

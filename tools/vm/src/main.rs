@@ -8,6 +8,7 @@ mod demo;
 mod guest;
 mod ktap;
 mod line;
+mod modprobe;
 mod paths;
 mod run;
 mod suite;
@@ -46,6 +47,9 @@ enum Command {
         /// Only prints the names.
         #[arg(long)]
         list: bool,
+        /// Runs the tests on the debug kernel instead, which are few of them but look closer.
+        #[arg(long, value_parser = [vm::DEBUG])]
+        flavour: Option<String>,
         /// How many machines run at a time.
         #[arg(long, short, default_value_t = 2)]
         jobs: usize,
@@ -72,6 +76,9 @@ enum Command {
         /// The size in MiB of a disk for swap.
         #[arg(long)]
         disk: Option<u32>,
+        /// Has the kernels load modules themselves.
+        #[arg(long)]
+        modprobe: bool,
         /// What scenarios are told, as name=value.
         #[arg(long = "arg")]
         args: Vec<String>,
@@ -99,16 +106,25 @@ impl Command {
     fn run(self) -> Result<bool> {
         match self {
             Command::Demo { flavour, verbose } => demo::demo(&flavour, verbose),
-            Command::Test { filter, list, jobs } => {
+            Command::Test {
+                filter,
+                list,
+                flavour,
+                jobs,
+            } => {
+                let (tests, command) = match flavour {
+                    None => (suites::all(), "test"),
+                    Some(_) => (suites::debug(), "test --flavour debug"),
+                };
                 if list {
-                    suite::list(suites::all(), &filter);
+                    suite::list(tests, &filter);
                     return Ok(true);
                 }
                 guest::build()?;
                 if filter.is_empty() {
                     suite::forget_logs()?;
                 }
-                suite::run_all(suites::all(), &filter, jobs.max(1))
+                suite::run_all(tests, &filter, jobs.max(1), command)
             }
             Command::Bench => suites::bench(),
             Command::Vm { flavour } => {
@@ -127,6 +143,7 @@ impl Command {
                 verbose,
                 memory,
                 disk,
+                modprobe,
                 args,
                 append,
                 scenarios,
@@ -138,6 +155,7 @@ impl Command {
                 let mut config = Config::new(chain);
                 config.memory = memory.unwrap_or(config.memory);
                 config.disk = disk;
+                config.modprobe = modprobe;
                 config.scenarios = scenarios;
                 for stage in &mut config.chain {
                     stage.1.clone_from(&append);

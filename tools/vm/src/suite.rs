@@ -115,8 +115,9 @@ pub fn list(jobs: Vec<Job>, filter: &str) {
     }
 }
 
-/// Runs all tests that `filter` leaves, and says whether all passed.
-pub fn run_all(jobs: Vec<Job>, filter: &str, workers: usize) -> Result<bool> {
+/// Runs all tests that `filter` leaves, and says whether all passed. `command` is what runs them
+/// again.
+pub fn run_all(jobs: Vec<Job>, filter: &str, workers: usize, command: &str) -> Result<bool> {
     let chosen = jobs.into_iter().filter_map(|mut job| {
         let chosen = job.choose(filter);
         chosen.then_some(job)
@@ -138,7 +139,7 @@ pub fn run_all(jobs: Vec<Job>, filter: &str, workers: usize) -> Result<bool> {
     let board = board
         .into_inner()
         .unwrap_or_else(|broken| broken.into_inner());
-    Ok(board.finish())
+    Ok(board.finish(command))
 }
 
 /// A panic of another worker does not spoil the board.
@@ -241,17 +242,18 @@ impl Board {
         }
     }
 
-    fn finish(self) -> bool {
+    fn finish(self, command: &str) -> bool {
         self.spinner.finish_and_clear();
         let none = self.passed == 0 && self.failed.is_empty();
         if none {
             println!(
-                "\nNo test has such a name; `cargo run --release -p luo-vm -- test --list` shows all."
+                "\nNo test has such a name; \
+                 `cargo run --release -p luo-vm -- {command} --list` shows all."
             );
         } else if let Some(first) = self.failed.first() {
             println!(
                 "\nThe consoles are in out/logs/. One test by itself: \
-                 cargo run --release -p luo-vm -- test {first}"
+                 cargo run --release -p luo-vm -- {command} {first}"
             );
         }
         println!("{} passed, {} failed", self.passed, self.failed.len());

@@ -15,6 +15,7 @@ mod watch;
 pub use cost::bench;
 
 use crate::suite::Job;
+use crate::vm::DEBUG;
 
 /// Every test, the long ones first, so that none is left over when all others are done.
 pub fn all() -> Vec<Job> {
@@ -25,9 +26,17 @@ pub fn all() -> Vec<Job> {
     jobs.extend(compare::jobs());
     jobs.extend(scenarios::short());
     jobs.extend(watch::jobs());
-    jobs.extend(kunit::jobs());
+    jobs.extend(kunit::jobs("rust"));
     jobs.extend(demo::jobs());
     jobs.extend(graft::jobs());
     jobs.extend(host::jobs());
+    jobs
+}
+
+/// The tests on the kernel with the sanitizers, and of what it reports.
+pub fn debug() -> Vec<Job> {
+    let mut jobs = scenarios::debug();
+    jobs.extend(watch::debug());
+    jobs.extend(kunit::jobs(DEBUG));
     jobs
 }

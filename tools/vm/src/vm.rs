@@ -4,7 +4,7 @@
 
 use crate::arch::Arch;
 use crate::line::{Line, clean};
-use crate::{accel, guest, paths};
+use crate::{accel, guest, modprobe, paths};
 use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
 use luo_guest::plan::{Plan, STAGE_PARAMETER, Stage};
@@ -20,11 +20,15 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The flavour with the sanitizers.
-const DEBUG: &str = "debug";
+pub const DEBUG: &str = "debug";
 
 /// What such a kernel needs of the one before it, whichever that is: memory in which it can start
 /// with its shadow.
 const DEBUG_SCRATCH: &str = "kho_scratch=32M,600M,600M";
+
+/// Without one of the slab's own checks it keeps pointers to what it gave away (its sheaves), and
+/// kmemleak finds no leak.
+const DEBUG_SLAB: &str = "slab_debug=F";
 
 /// Whether a kernel with the sanitizers is in a chain.
 fn has_debug(chain: &[(String, String)]) -> bool {
@@ -42,6 +46,8 @@ pub struct Config {
     pub args: BTreeMap<String, String>,
     /// Further programs, by the names that they get.
     pub programs: Vec<(String, PathBuf)>,
+    /// Whether the kernels can load modules themselves, with the host's modprobe.
+    pub modprobe: bool,
     /// RAM in MiB.
     pub memory: u32,
     /// Number of processors.
@@ -75,6 +81,7 @@ impl Config {
             scenarios: Vec::new(),
             args: BTreeMap::new(),
             programs: Vec::new(),
+            modprobe: false,
             memory,
             cpus: 2,
             count_instructions: false,
@@ -86,13 +93,13 @@ impl Config {
     }
 
     /// The plan that process 1 follows.
-    fn plan(&self, arch: &Arch) -> Plan {
+    fn plan(&self, arch: &Arch) -> Result<Plan> {
         let mut common = format!(
             "console={} panic=-1 loglevel=8 printk.devkmsg=on kunit.enable=0",
             arch.console
         );
         if has_debug(&self.chain) {
-            common = format!("{common} {DEBUG_SCRATCH} {}", arch.debug);
+            common = format!("{common} {DEBUG_SCRATCH} {DEBUG_SLAB} {}", arch.debug);
             common.truncate(common.trim_end().len());
         }
         let stages = self.chain.iter().enumerate().map(|(i, (flavour, extra))| {
@@ -105,11 +112,16 @@ impl Config {
                 cmdline,
             }
         });
-        Plan {
+        let host_files = match self.modprobe {
+            true => modprobe::files()?,
+            false => Vec::new(),
+        };
+        Ok(Plan {
             stages: stages.collect(),
             scenarios: self.scenarios.clone(),
             args: self.args.clone(),
-        }
+            host_files,
+        })
     }
 }
 
@@ -128,7 +140,7 @@ pub fn prepare(config: &Config) -> Result<()> {
 /// The emulator with all its arguments, but for where its serial console goes.
 fn command(config: &Config, dir: &TempDir) -> Result<Command> {
     let arch = Arch::host()?;
-    let plan = config.plan(&arch);
+    let plan = config.plan(&arch)?;
     let first = plan.stages.first().context("a chain has a kernel")?;
     let kernel = paths::kernel(&first.flavour)?;
     let accel = if config.count_instructions {

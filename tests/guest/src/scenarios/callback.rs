@@ -72,7 +72,7 @@ pub const GROUP: Group = Group {
 
 /// In kernels after the first one another scenario may have loaded it.
 fn load(context: &Context<'_>) -> Result<()> {
-    if !std::path::Path::new(&format!("/sys/module/{TEST}")).exists() {
+    if !module::is_loaded(TEST) {
         module::load(&context.module(TEST))?;
     }
     Ok(())

@@ -9,8 +9,9 @@ use regex::Regex;
 use std::process::Command;
 use std::time::Duration;
 
-/// The wire formats, the userspace library, and this program with its parser and its watch.
-const CRATES: [&str; 3] = ["luo_abi", "liveupdate", "luo-vm"];
+/// The wire formats, the userspace library, process 1, and this program with its parser and its
+/// watch.
+const CRATES: [&str; 4] = ["luo_abi", "liveupdate", "luo-guest", "luo-vm"];
 
 /// One job a crate.
 pub fn jobs() -> Vec<Job> {

@@ -16,15 +16,18 @@ const SUITES: [&str; 4] = [
     "luo_preserved_ids",
 ];
 
-/// All suites that are in the kernel.
-pub fn jobs() -> Vec<Job> {
-    vec![Job::new("kunit", Vec::new(), |_| run())]
+/// All suites that are in a kernel.
+pub fn jobs(flavour: &'static str) -> Vec<Job> {
+    let name = format!("kunit/{flavour}");
+    vec![Job::new(name.clone(), Vec::new(), move |_| {
+        run(&name, flavour)
+    })]
 }
 
-fn run() -> Result<Vec<Report>> {
-    let mut config = Config::new(["rust"]);
+fn run(job: &str, flavour: &str) -> Result<Vec<Report>> {
+    let mut config = Config::new([flavour]);
     config.chain[0].1 = "kunit.enable=1".to_owned();
-    let outcome = boot("kunit", &config)?;
+    let outcome = boot(job, &config)?;
     let mut parser = Parser::default();
     let kernel = outcome.lines.iter().filter(|line| line.guest().is_none());
     let suites: Vec<_> = kernel.filter_map(|line| parser.line(line.body())).collect();
@@ -56,11 +59,11 @@ fn run() -> Result<Vec<Report>> {
                 Verdict::NotOk => Err(node.remarks.join("; ")),
                 Verdict::Skipped => Err(format!("it was skipped: {}", node.remarks.join("; "))),
             };
-            reports.push(Report::new(format!("kunit/{name}"), result));
+            reports.push(Report::new(format!("{job}/{name}"), result));
         }
     }
     if let Some(why) = outcome.failure() {
-        reports.push(Report::new("kunit/console", Err(why)).with_tail(|| outcome.tail()));
+        reports.push(Report::new(format!("{job}/console"), Err(why)).with_tail(|| outcome.tail()));
     }
     Ok(reports)
 }

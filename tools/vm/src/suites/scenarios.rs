@@ -3,7 +3,7 @@
 //! The scenarios, in as few machines as is sound.
 
 use crate::suite::{Job, Report, boot, last};
-use crate::vm::Config;
+use crate::vm::{Config, DEBUG};
 use luo_guest::registry::{self, Group};
 
 /// Groups whose scenarios share a machine, since none disturbs another.
@@ -28,10 +28,20 @@ pub fn long() -> Vec<Job> {
     jobs
 }
 
+/// Machines for what concerns handlers, with the debug kernel.
+pub fn debug() -> Vec<Job> {
+    vec![
+        shared(DEBUG, &SHARED),
+        machine("missing-handler", &[DEBUG; 2], |_| {}),
+        machine("modprobe", &[DEBUG; 2], |config| config.modprobe = true),
+    ]
+}
+
 /// Machines for one scenario each.
 pub fn short() -> Vec<Job> {
     let mut jobs = vec![
         machine("missing-handler", &["rust"; 2], |_| {}),
+        machine("modprobe", &["rust"; 2], |config| config.modprobe = true),
         machine("third-kernel", &["rust"; 3], |_| {}),
         machine("third-kernel", &["c"; 3], |_| {}),
         machine("corrupt-memfd", &["rust"; 3], |config| config.memory = 512),

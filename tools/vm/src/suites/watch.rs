@@ -3,8 +3,8 @@
 //! Tests of the watch itself: real kernels in real trouble have to be caught.
 
 use crate::suite::{Job, Report, boot};
-use crate::vm::Config;
-use anyhow::{Result, ensure};
+use crate::vm::{Config, DEBUG};
+use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
 /// A scenario, what the watch has to say of it, and how the machine is for it.
@@ -81,6 +81,75 @@ pub fn jobs() -> Vec<Job> {
         Ok(Report::of(name, || in_second_boot(name)))
     }));
     jobs
+}
+
+/// A bug in a handler: its scenario, what has to be said of it, and the function that has it.
+struct Bug {
+    scenario: &'static str,
+    says: &'static str,
+    function: &'static str,
+}
+
+const BUGS: [Bug; 3] = [
+    Bug {
+        scenario: "bug-lockdep",
+        says: "WARNING: possible circular locking dependency detected",
+        function: "luo_bug_lockdep+0x",
+    },
+    Bug {
+        scenario: "bug-kasan",
+        says: "BUG: KASAN: slab-use-after-free in luo_bug_kasan+0x",
+        function: "luo_bug_kasan+0x",
+    },
+    Bug {
+        scenario: "bug-leak",
+        says: "new suspected memory leaks",
+        function: "luo_bug_leak+0x",
+    },
+];
+
+/// What only the debug kernel reports.
+pub fn debug() -> Vec<Job> {
+    let job = |bug: Bug| {
+        Job::single(format!("watch/debug/{}", bug.scenario), move |name| {
+            Ok(Report::of(name, || reported(name, &bug)))
+        })
+    };
+    BUGS.into_iter().map(job).collect()
+}
+
+/// The handler says that all is well, and the report of its bug is the only one.
+fn reported(name: &str, bug: &Bug) -> Result<()> {
+    let mut config = Config::new([DEBUG]);
+    config.scenarios = vec![bug.scenario.to_owned()];
+    let outcome = boot(name, &config)?;
+    ensure!(
+        outcome
+            .stages
+            .iter()
+            .any(|stage| stage.scenario == bug.scenario && stage.result.is_ok()),
+        "the bug did not come to its end: {:?}",
+        outcome.stages
+    );
+    let [only] = &outcome.troubles[..] else {
+        bail!("the watch saw {:?}, expected one report", outcome.troubles);
+    };
+    ensure!(
+        only.text.contains(bug.says),
+        "the watch saw {:?}, expected {:?}",
+        only.text,
+        bug.says
+    );
+    let mut after = outcome.lines.iter().skip(only.line);
+    ensure!(
+        after.any(|line| line.raw.contains(bug.function)),
+        "the report does not say that it is of {}",
+        bug.function
+    );
+    ensure!(outcome.broken.is_none(), "it ended: {:?}", outcome.broken);
+    let result = outcome.scenario_alone(bug.scenario, 1);
+    ensure!(result.is_err(), "the scenario passed all the same");
+    Ok(())
 }
 
 /// A warning in a scenario of the second kernel, which goes on to its end.
