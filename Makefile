@@ -5,15 +5,17 @@
 FLAVOUR ?= rust
 VM := cargo run -q --release -p luo-vm --
 
-.PHONY: help demo test bench vm kernel docs clippy fmt fmtcheck clean
+.PHONY: help demo test bench vm kernel sdk docs clippy fmt fmtcheck clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo      a memfd survives a kexec into a new kernel, step by step'
-	@echo 'make test      every test; ends with "N passed, N failed"'
+	@echo 'make test      every test; ends with "N passed, N failed"; FLAVOUR=debug looks'
+	@echo '               closer at the handlers'
 	@echo 'make bench     what live update costs, counted in instructions'
 	@echo 'make vm        a shell in the virtual machine'
 	@echo 'make kernel    only the kernel, in out/FLAVOUR/'
+	@echo 'make sdk       the kernel, and what a handler outside its tree is built with'
 	@echo 'make docs      the documentation, in out/docs/index.html'
 	@echo 'make clippy    lint everything; warnings are errors'
 	@echo 'make fmt       format everything (fmtcheck: only look)'
@@ -23,15 +25,20 @@ help:
 	@echo '        c      the C core and handler of the same kernel'
 	@echo '        rust-cmemfd  the Rust core with the C memfd handler and C FLBs'
 	@echo '        c-flb  c, with the same C FLBs'
-	@echo '        debug  rust, with KASAN, lockdep and fault injection'
+	@echo '        debug  rust, with KASAN, lockdep, kmemleak and fault injection'
 	@echo 'KSRC=DIR       use this Linux 7.3 source instead of fetching one'
 	@echo 'LUO_CACHE=DIR  keep source and kernel builds there (~/.cache/rust-luo)'
 
 demo vm: kernel
 	@$(VM) $@ --flavour $(FLAVOUR)
 
+ifeq ($(FLAVOUR),debug)
+test: kernel-debug
+	@$(VM) test --flavour debug
+else
 test: kernel-rust kernel-c kernel-rust-cmemfd kernel-c-flb
 	@$(VM) test
+endif
 
 bench: kernel-rust kernel-c
 	@$(VM) bench
@@ -40,6 +47,9 @@ kernel: kernel-$(FLAVOUR)
 
 kernel-%:
 	@tools/kernel $*
+
+sdk: kernel
+	@tools/kernel --sdk $(FLAVOUR)
 
 docs: kernel-rust
 	@tools/docs
