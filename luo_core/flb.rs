@@ -13,10 +13,11 @@ use kernel::{
     error::to_result,
     ffi::c_int,
     module::this_module,
-    new_mutex,
     prelude::*,
     sync::{
         lock::mutex::MutexGuard,
+        static_lock_class,
+        LockClassKey,
         Mutex, //
     },
     types::Opaque, //
@@ -78,6 +79,14 @@ impl<T: FileLifecycleBound> Flb<T> {
 pub trait Declared: FileLifecycleBound {
     /// The module's only one of the kind.
     fn flb() -> &'static Flb<Self>;
+}
+
+/// The class of the locks of all FLBs' states.
+///
+/// It is in a function that is not generic, since only functions are exported to modules.
+#[inline(never)]
+fn state_lock_class() -> Pin<&'static LockClassKey> {
+    static_lock_class!()
 }
 
 /// The live object of this kernel, and the state from which the next one will make its own.
@@ -256,7 +265,8 @@ impl<T: FileLifecycleBound> VTable<T> {
     fn try_preserve() -> Result<(u64, KBox<Saved<T>>)> {
         let state = Preserved::<T::State>::zeroed()?;
         let data = state.phys();
-        let state = KBox::pin_init(new_mutex!(state, "Flb::state"), GFP_KERNEL)?;
+        let state = Mutex::new(state, c"Flb::state", state_lock_class());
+        let state = KBox::pin_init(state, GFP_KERNEL)?;
         let saved = KBox::new_uninit(GFP_KERNEL)?;
         let object = T::preserve(&mut state.lock())?;
         Ok((data, KBox::write(saved, Saved { state, object })))

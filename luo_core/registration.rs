@@ -39,6 +39,10 @@ impl kernel::Module for NoModule {
     }
 }
 
+/// A handler that a module has; [`module_liveupdate!`](crate::module_liveupdate) implements it, once.
+#[doc(hidden)]
+pub trait Listed: LiveupdateFileHandler {}
+
 /// One of a module's handlers, and the FLBs that it depends on.
 #[doc(hidden)]
 pub struct Member {
@@ -51,7 +55,7 @@ unsafe impl Sync for Member {}
 
 impl Member {
     /// A handler that depends on `flbs`.
-    pub const fn new<T: LiveupdateFileHandler>(
+    pub const fn new<T: Listed>(
         handler: &'static FileHandler<T>,
         flbs: &'static [fn() -> *mut bindings::liveupdate_flb],
     ) -> Self {
@@ -166,18 +170,32 @@ pub const fn alias<T: LiveupdateFileHandler>() -> [u8; ALIAS_LEN] {
 /// ```
 #[macro_export]
 macro_rules! module_liveupdate {
-    (type: $type:ty, $($rest:tt)*) => {
-        $crate::module_liveupdate!(@module ($type) $($rest)*);
+    (type: $type:ty, handlers: $handlers:tt, flbs: $flbs:tt, $($info:tt)*) => {
+        $crate::module_liveupdate!(@module ($type) $handlers $flbs $($info)*);
     };
-    (handlers: $($rest:tt)*) => {
-        $crate::module_liveupdate!(@module ($crate::registration::NoModule) handlers: $($rest)*);
+    (type: $type:ty, handlers: $handlers:tt, $($info:tt)*) => {
+        $crate::module_liveupdate!(@module ($type) $handlers [] $($info)*);
+    };
+    (handlers: $handlers:tt, flbs: $flbs:tt, $($info:tt)*) => {
+        $crate::module_liveupdate!(
+            @module ($crate::registration::NoModule) $handlers $flbs $($info)*
+        );
+    };
+    (handlers: $handlers:tt, $($info:tt)*) => {
+        $crate::module_liveupdate!(
+            @module ($crate::registration::NoModule) $handlers [] $($info)*
+        );
     };
     (
         @module ($type:ty)
-        handlers: [$($handler:ty $(: [$($flb:ty),* $(,)?])?),+ $(,)?],
-        flbs: [$($declared:ty),* $(,)?],
+        [$($handler:ty $(: [$($flb:ty),* $(,)?])?),+ $(,)?]
+        [$($declared:ty),* $(,)?]
         $($info:tt)*
     ) => {
+        $(
+            impl $crate::registration::Listed for $handler {}
+        )+
+
         $(
             impl $crate::flb::Declared for $declared {
                 fn flb() -> &'static $crate::flb::Flb<Self> {
@@ -246,8 +264,5 @@ macro_rules! module_liveupdate {
             type: LiveupdateModule,
             $($info)*
         }
-    };
-    (@module ($type:ty) handlers: $handlers:tt, $($info:tt)*) => {
-        $crate::module_liveupdate!(@module ($type) handlers: $handlers, flbs: [], $($info)*);
     };
 }
