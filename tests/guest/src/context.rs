@@ -4,13 +4,13 @@
 
 use crate::errno::name;
 use crate::kmsg;
-use crate::plan::{MODULE_DIR, Plan};
+use crate::plan::{MODULE_DIR, PROGRAM_DIR, Plan};
 use anyhow::{Context as _, Result, bail};
 use liveupdate::{Device, Errno, Incoming, Outgoing, Session, SessionName};
 use std::any::Any;
 use std::fmt::Debug;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a stage of a scenario is given.
 pub struct Context<'a> {
@@ -64,8 +64,11 @@ impl<'a> Context<'a> {
         matches!(self.flavour(), "rust" | "debug")
     }
 
-    /// A module of the kernel that runs.
+    /// A module: one of the kernel that runs, or else the program that the plan names instead.
     pub fn module(&self, name: &str) -> PathBuf {
+        if let Some(instead) = self.plan.args.get(&format!("{name}.ko")) {
+            return Path::new(PROGRAM_DIR).join(instead);
+        }
         PathBuf::from(format!("{MODULE_DIR}/{}/{name}.ko", self.flavour()))
     }
 }

@@ -28,3 +28,4 @@ mod module;
 mod procfs;
 mod raw;
 mod scenarios;
+mod transcript;

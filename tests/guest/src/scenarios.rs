@@ -17,6 +17,7 @@ pub mod memory;
 pub mod modprobe;
 pub mod off;
 pub mod process;
+pub mod sample;
 pub mod seal;
 pub mod selftest;
 pub mod session;

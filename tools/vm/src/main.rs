@@ -11,6 +11,7 @@ mod line;
 mod modprobe;
 mod paths;
 mod run;
+mod sdk;
 mod suite;
 mod suites;
 mod vm;

@@ -3,11 +3,13 @@
 //! All tests.
 
 mod compare;
+mod compile_fail;
 mod cost;
 mod demo;
 mod graft;
 mod host;
 mod kunit;
+mod sample;
 mod scenarios;
 mod selftests;
 mod watch;
@@ -21,6 +23,7 @@ use crate::vm::DEBUG;
 pub fn all() -> Vec<Job> {
     let mut jobs = Vec::new();
     jobs.extend(scenarios::long());
+    jobs.extend(compile_fail::jobs());
     jobs.extend(cost::jobs());
     jobs.extend(selftests::jobs());
     jobs.extend(compare::jobs());
@@ -28,6 +31,7 @@ pub fn all() -> Vec<Job> {
     jobs.extend(watch::jobs());
     jobs.extend(kunit::jobs("rust"));
     jobs.extend(demo::jobs());
+    jobs.extend(sample::jobs());
     jobs.extend(graft::jobs());
     jobs.extend(host::jobs());
     jobs

@@ -34,6 +34,8 @@ pub fn debug() -> Vec<Job> {
         shared(DEBUG, &SHARED),
         machine("missing-handler", &[DEBUG; 2], |_| {}),
         machine("modprobe", &[DEBUG; 2], |config| config.modprobe = true),
+        machine("sample", &[DEBUG; 3], |_| {}),
+        machine("sample-unclaimed", &[DEBUG; 2], |_| {}),
     ]
 }
 
@@ -42,6 +44,11 @@ pub fn short() -> Vec<Job> {
     let mut jobs = vec![
         machine("missing-handler", &["rust"; 2], |_| {}),
         machine("modprobe", &["rust"; 2], |config| config.modprobe = true),
+        machine("sample", &["rust"; 3], |_| {}),
+        machine("sample-unclaimed", &["rust"; 2], |_| {}),
+        machine("sample-on-demand", &["rust"; 2], |config| {
+            config.modprobe = true
+        }),
         machine("third-kernel", &["rust"; 3], |_| {}),
         machine("third-kernel", &["c"; 3], |_| {}),
         machine("corrupt-memfd", &["rust"; 3], |config| config.memory = 512),
