@@ -13,7 +13,8 @@ help:
 	@echo 'make test      every test; ends with "N passed, N failed"; FLAVOUR=debug looks'
 	@echo '               closer at the handlers'
 	@echo 'make bench     what live update costs, counted in instructions'
-	@echo 'make vm        a shell in the virtual machine'
+	@echo 'make vm        a prompt in the virtual machine; MODULE=FILE.ko loads a module of'
+	@echo '               your own there'
 	@echo 'make kernel    only the kernel, in out/FLAVOUR/'
 	@echo 'make sdk       the kernel, and what a handler outside its tree is built with'
 	@echo 'make docs      the documentation, in out/docs/index.html'
@@ -29,8 +30,11 @@ help:
 	@echo 'KSRC=DIR       use this Linux 7.3 source instead of fetching one'
 	@echo 'LUO_CACHE=DIR  keep source and kernel builds there (~/.cache/rust-luo)'
 
-demo vm: kernel
-	@$(VM) $@ --flavour $(FLAVOUR)
+demo: kernel
+	@$(VM) demo --flavour $(FLAVOUR)
+
+vm: kernel
+	@$(VM) vm --flavour $(FLAVOUR) $(addprefix --module ,$(MODULE))
 
 ifeq ($(FLAVOUR),debug)
 test: kernel-debug

@@ -19,6 +19,7 @@ mod watch;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use vm::Config;
 
@@ -62,6 +63,9 @@ enum Command {
         /// The kernel to use, built by `make kernel`.
         #[arg(long, default_value = "rust")]
         flavour: String,
+        /// A module of your own, built for that kernel, to be loaded before the prompt comes.
+        #[arg(long)]
+        module: Vec<PathBuf>,
     },
     /// Runs scenarios by name and shows what comes of them.
     Run {
@@ -128,10 +132,14 @@ impl Command {
                 suite::run_all(tests, &filter, jobs.max(1), command)
             }
             Command::Bench => suites::bench(),
-            Command::Vm { flavour } => {
+            Command::Vm { flavour, module } => {
                 let mut config = Config::new([flavour.as_str(); 20]);
                 config.scenarios = vec!["shell".to_owned()];
                 config.programs = vec![("luo".to_owned(), guest::prompt()?)];
+                for path in module {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    config.programs.push((name.into_owned(), path));
+                }
                 for stage in &mut config.chain {
                     // Only warnings, so that the prompt stays where it is.
                     stage.1 = "loglevel=4".to_owned();

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A prompt on the console, for a person.
+//! A prompt on the console, for a person, who may have brought modules.
 
 use crate::context::Context;
+use crate::module;
 use crate::plan::PROGRAM_DIR;
 use crate::registry::{Group, Scenario, Stage};
 use anyhow::{Context as _, Result, bail};
 use rustix::system::RebootCommand;
-use std::fs::File;
+use std::fs::{self, File};
 use std::process::Command;
 
 /// As many kernels as a person will want to update to, one after the other.
@@ -20,6 +21,12 @@ pub const GROUP: Group = Group {
 };
 
 fn prompt(_: &mut Context<'_>) -> Result<()> {
+    for entry in fs::read_dir(PROGRAM_DIR)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "ko") {
+            module::load(&path)?;
+        }
+    }
     let console = File::options()
         .read(true)
         .write(true)
