@@ -29,8 +29,9 @@ impl ModuleRef {
     pub(crate) unsafe fn get_live(module: *mut bindings::module) -> Option<Self> {
         // SAFETY: The caller guarantees validity.
         let live = unsafe { bindings::luo_module_get_live(module) };
-        // INVARIANT: The reference was just taken.
-        live.then_some(Self(module))
+        // INVARIANT: The reference was just taken. Without it there must be no value, not even one to
+        // drop, as `then_some()` would make.
+        live.then(|| Self(module))
     }
 }
 
