@@ -81,12 +81,14 @@ pub trait Declared: FileLifecycleBound {
     fn flb() -> &'static Flb<Self>;
 }
 
-/// The class of the locks of all FLBs' states.
+/// The name and the class of the locks of all FLBs' states.
 ///
-/// It is in a function that is not generic, since only functions are exported to modules.
+/// They are in a function that is not generic, since only functions are exported to modules. Both
+/// are the core's: lockdep tells names by their address, and objects to a class that comes with
+/// another, as that of the next module would be.
 #[inline(never)]
-fn state_lock_class() -> Pin<&'static LockClassKey> {
-    static_lock_class!()
+fn state_lock_class() -> (&'static CStr, Pin<&'static LockClassKey>) {
+    (c"Flb::state", static_lock_class!())
 }
 
 /// The live object of this kernel, and the state from which the next one will make its own.
@@ -265,8 +267,8 @@ impl<T: FileLifecycleBound> VTable<T> {
     fn try_preserve() -> Result<(u64, KBox<Saved<T>>)> {
         let state = Preserved::<T::State>::zeroed()?;
         let data = state.phys();
-        let state = Mutex::new(state, c"Flb::state", state_lock_class());
-        let state = KBox::pin_init(state, GFP_KERNEL)?;
+        let (name, class) = state_lock_class();
+        let state = KBox::pin_init(Mutex::new(state, name, class), GFP_KERNEL)?;
         let saved = KBox::new_uninit(GFP_KERNEL)?;
         let object = T::preserve(&mut state.lock())?;
         Ok((data, KBox::write(saved, Saved { state, object })))

@@ -55,6 +55,8 @@ pub mod registration;
 mod registry;
 mod rwsem;
 mod session_file;
+#[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
+mod testing;
 mod uapi;
 mod waist;
 

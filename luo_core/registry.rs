@@ -382,3 +382,6 @@ mod tests {
         Ok(())
     }
 }
+
+#[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
+mod flb_tests;

@@ -15,6 +15,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/anon_inodes.h>
+#include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/liveupdate.h>
 #include <linux/miscdevice.h>
@@ -36,6 +37,14 @@ MODULE_PARM_DESC(retrieve_errno, "what retrieve returns");
 static bool refuse_finish;
 module_param(refuse_finish, bool, 0644);
 MODULE_PARM_DESC(refuse_finish, "whether can_finish says no");
+
+static unsigned int init_ms;
+module_param(init_ms, uint, 0444);
+MODULE_PARM_DESC(init_ms, "how long init takes, in milliseconds");
+
+static int init_errno;
+module_param(init_errno, int, 0444);
+MODULE_PARM_DESC(init_errno, "what init returns in the end");
 
 static ssize_t luo_test_read(struct file *file, char __user *to, size_t size,
 			     loff_t *pos)
@@ -184,8 +193,16 @@ static int __init luo_test_init(void)
 
 	err = misc_register(&luo_test_device);
 	if (err)
-		liveupdate_unregister_file_handler(&luo_test_handler);
+		goto unregister;
 
+	msleep(init_ms);
+	if (!init_errno)
+		return 0;
+
+	err = init_errno;
+	misc_deregister(&luo_test_device);
+unregister:
+	liveupdate_unregister_file_handler(&luo_test_handler);
 	return err;
 }
 module_init(luo_test_init);

@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 
-const NAMES: [(Errno, &str); 24] = [
+const NAMES: [(Errno, &str); 26] = [
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::IO, "EIO"),
@@ -29,6 +29,8 @@ const NAMES: [(Errno, &str); 24] = [
     (Errno::OVERFLOW, "EOVERFLOW"),
     (Errno::OPNOTSUPP, "EOPNOTSUPP"),
     (Errno::ROFS, "EROFS"),
+    (Errno::DEADLK, "EDEADLK"),
+    (Errno::LOOP, "ELOOP"),
 ];
 
 /// An error as the manual calls it.

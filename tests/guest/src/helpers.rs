@@ -125,7 +125,7 @@ fn run(args: &[&str]) -> Result<i32> {
         }
         ["open"] => open(),
         // How the kernel calls what it takes to be modprobe.
-        ["-q", "--", module] => corrupt::spoil(module).map(|()| 0),
+        ["-q", "--", module] => corrupt::modprobe(module).map(|()| 0),
         ["retrieve-all", count] => retrieve_all(count.parse()?),
         ["storm", number] => storm(number.parse()?),
         _ => bail!("there is no such helper"),

@@ -28,4 +28,5 @@ mod module;
 mod procfs;
 mod raw;
 mod scenarios;
+mod sdk;
 mod transcript;

@@ -2,6 +2,7 @@
 
 //! The scenarios, one module a subject.
 
+pub mod autoload;
 pub mod bug;
 pub mod callback;
 pub mod cflb;
@@ -10,6 +11,7 @@ pub mod cost;
 pub mod demo;
 pub mod dump;
 pub mod file;
+pub mod flb;
 pub mod interop;
 pub mod ioctl;
 pub mod memfd;
@@ -18,9 +20,11 @@ pub mod modprobe;
 pub mod off;
 pub mod process;
 pub mod sample;
+pub mod sdk;
 pub mod seal;
 pub mod selftest;
 pub mod session;
 pub mod shell;
 pub mod third;
 pub mod trouble;
+pub mod unload;

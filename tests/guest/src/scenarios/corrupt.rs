@@ -14,9 +14,9 @@ use crate::procfs;
 use crate::registry::{Group, Scenario, Stage};
 use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::{Device, Errno, SessionName, Token};
-use luo_abi::block;
 use luo_abi::luo;
 use luo_abi::memfd::{Folio, Memfd};
+use luo_abi::{Text, block};
 use rustix::mount::MountFlags;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 const MODULE: &str = "fs-luo-";
 /// The program says here that it is ready.
 const READY: &str = "/tmp/spoiling";
+/// And here which handlers the kernel asked for.
+const ASKED: &str = "/tmp/asked";
+/// What the kernel says when all is written.
+const WRITTEN: &str = "sessions frozen and written down";
 /// An address where no machine of these tests has memory.
 const WILD: u64 = 0xdead_beef_0000;
 
@@ -65,7 +69,53 @@ pub const FATAL: Group = Group {
         "files-count-wrong",
         "files-count-huge",
         "file-compatible-endless",
+        "flbs-address-wild",
+        "flbs-address-odd",
+        "flbs-address-not-preserved",
+        "flbs-pages-none",
+        "flbs-pages-two",
+        "flbs-count-64",
+        "flbs-count-huge",
+        "flbs-name-endless",
+        "flbs-name-empty",
+        "flbs-name-twice",
     ],
+};
+
+/// What looks odd and is not refused. Each needs a machine of its own.
+pub const ACCEPTED: Group = Group {
+    name: "corrupt-not",
+    scenarios: &[
+        Scenario {
+            name: "corrupt-not-flbs-address-none",
+            stages: &[
+                |context| hand_over(context, "flbs-address-none"),
+                accepted,
+                as_good_as_new,
+            ],
+        },
+        Scenario {
+            name: "corrupt-not-flbs-unknown",
+            stages: &[
+                |context| hand_over(context, "flbs-unknown"),
+                accepted,
+                as_good_as_new,
+            ],
+        },
+    ],
+};
+
+/// Names of handlers that must not get to userspace.
+pub const NAMES: Group = Group {
+    name: "corrupt-names",
+    scenarios: &[Scenario {
+        name: "corrupt-names",
+        stages: &[
+            |context| hand_over(context, "names"),
+            names_after,
+            as_good_as_new,
+        ],
+    }],
 };
 
 /// What spoils one file.
@@ -108,7 +158,7 @@ fn hand_over(context: &mut Context<'_>, how: &str) -> Result<()> {
     wait_for("the program that spoils", || Path::new(READY).exists())
 }
 
-fn wait_for(what: &str, done: impl Fn() -> bool) -> Result<()> {
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !done() {
         ensure!(start.elapsed() < Duration::from_secs(60), "{what} is late");
@@ -118,16 +168,25 @@ fn wait_for(what: &str, done: impl Fn() -> bool) -> Result<()> {
 }
 
 /// What the program does that the kernel takes for modprobe.
-pub fn spoil(module: &str) -> Result<()> {
-    let Some(how) = module.strip_prefix(MODULE) else {
-        bail!("there is no module {module}");
-    };
+pub fn modprobe(module: &str) -> Result<()> {
+    if module.starts_with("luo:") {
+        let asked = std::fs::read_to_string(ASKED).unwrap_or_default();
+        return Ok(std::fs::write(ASKED, format!("{asked}{module}\n"))?);
+    }
+    match module.strip_prefix(MODULE) {
+        Some(how) => spoil(how),
+        None => bail!("there is no module {module}"),
+    }
+}
+
+fn spoil(how: &str) -> Result<()> {
     let memory = Memory::open()?;
     let pa = outgoing_header(&memory)?.pa;
+    let mut log = kmsg::Reader::from_now()?;
     std::fs::write(READY, "")?;
     wait_for("reboot(2)", || {
-        let header = memory.read::<luo::Header>(pa);
-        header.is_ok_and(|header| header.value.sessions_pa != 0)
+        let lines = log.lines().unwrap_or_default();
+        lines.iter().any(|line| line.contains(WRITTEN))
     })?;
     Handover { memory, pa }.spoil(how)?;
     kmsg::remark(format!("spoilt: {how}"));
@@ -150,6 +209,10 @@ impl Handover {
         let files = self.memory.chain::<luo::File>(session.value.files_pa)?;
         let mut file_block = files[0].header;
         let file = files[0].entries[0];
+        let mut flbs: At<luo::FlbHeader> = self.memory.read(header.value.flbs_pa)?;
+        let mut flb: At<luo::Flb> = self
+            .memory
+            .read(flbs.pa + size_of_val(&flbs.value) as u64)?;
         match how {
             "header-format" => header.value.compatible = *b"luo-v4\0\0",
             "header-binary" => header.value.compatible = [0xff; 8],
@@ -172,6 +235,41 @@ impl Handover {
             "files-count-wrong" => session.value.file_count += 1,
             "files-count-huge" => session.value.file_count = u64::MAX,
             "file-compatible-endless" => self.memory.write(file.pa, &[b'e'; 48])?,
+            "flbs-address-wild" => header.value.flbs_pa = WILD,
+            "flbs-address-odd" => header.value.flbs_pa += 8,
+            "flbs-address-not-preserved" => header.value.flbs_pa = 32 << 20,
+            "flbs-address-none" => header.value.flbs_pa = 0,
+            "flbs-pages-none" => flbs.value.page_count = 0,
+            "flbs-pages-two" => flbs.value.page_count = 2,
+            // One more than there is room for.
+            "flbs-count-64" => flbs.value.count = 64,
+            "flbs-count-huge" => flbs.value.count = u64::MAX,
+            "flbs-name-endless" | "flbs-name-empty" | "flbs-name-twice" | "flbs-unknown" => {
+                let name = |text| Text::new(text).context("a name");
+                let size = size_of_val(&flb.value) as u64;
+                flbs.value.count = 2;
+                flb.value = luo::Flb {
+                    name: name(b"one")?,
+                    data: WILD,
+                    count: 1,
+                };
+                self.memory.put(&flb)?;
+                flb.pa += size;
+                flb.value.name = match how {
+                    "flbs-name-endless" => Text::from_bytes([b'e'; luo::COMPATIBLE_LEN]),
+                    "flbs-name-empty" => Text::from_bytes([0; luo::COMPATIBLE_LEN]),
+                    "flbs-name-twice" => name(b"one")?,
+                    _ => name(b"two")?,
+                };
+                self.memory.put(&flb)?;
+            }
+            "names" => {
+                for (name, file) in HOSTILE.iter().zip(&files[0].entries[1..]) {
+                    let mut file = *file;
+                    file.value.compatible = Text::new(name).context("a name")?;
+                    self.memory.put(&file)?;
+                }
+            }
             "memfds" => {
                 let all = MEMFDS.iter().chain(&[HOLE]);
                 for (how, file) in all.zip(&mut files[0].entries.clone()[1..]) {
@@ -182,9 +280,13 @@ impl Handover {
         }
         // What was not changed is written as it was; what was written above stays.
         match how {
-            _ if how.starts_with("header") || how.starts_with("sessions-address") => {
+            _ if ["header", "sessions-address", "flbs-address"]
+                .iter()
+                .any(|place| how.starts_with(place)) =>
+            {
                 self.memory.put(&header)
             }
+            _ if how.starts_with("flbs") => self.memory.put(&flbs),
             _ if how.starts_with("sessions") => self.memory.put(&block),
             "files-cycle" => self.memory.put(&file_block),
             _ if how.starts_with("files") => self.memory.put(&session),
@@ -321,4 +423,79 @@ fn memfds_after(_: &mut Context<'_>) -> Result<()> {
     finish(good)?;
     ensure!(wrong.is_empty(), "{wrong:?}");
     Ok(())
+}
+
+/// Compatible strings that have no alias, and last one that has.
+const HOSTILE: [&[u8]; 12] = [
+    b"../../../tmp/x",
+    b"/tmp/x",
+    b"a b",
+    b"a;reboot",
+    b"$(reboot)",
+    b"%s%n%x",
+    b"a\nluo_test",
+    b"a\x1b[2J",
+    b"\xff\xfe",
+    b"luo:memfd-v2",
+    b"*",
+    MISSING.as_bytes(),
+];
+
+/// There is no such handler.
+const MISSING: &str = "Aa0-_.,+";
+
+/// What has no proper alias is said to be missing, and nobody is asked for it.
+fn names_after(_: &mut Context<'_>) -> Result<()> {
+    procfs::write("/proc/sys/kernel/modprobe", "/init")?;
+    let asked = || std::fs::read_to_string(ASKED).unwrap_or_default();
+    let session = retrieve("bad")?;
+    data::expect_file(&data::file(session.retrieve(Token(0))?), 0, LEN)?;
+    let alias = format!("luo:{MISSING}\n");
+    expect_eq("what was asked for at first", asked(), alias.clone())?;
+    let mut log = kmsg::Reader::from_now()?;
+    for (token, name) in (1..).zip(HOSTILE) {
+        let result = session.retrieve(Token(token));
+        let name = String::from_utf8_lossy(name);
+        expect_errno(&format!("a file of {name:?}"), result, Errno::NOENT)?;
+    }
+    let token = HOSTILE.len() as u64 + 1;
+    data::expect_file(&data::file(session.retrieve(Token(token))?), token, LEN)?;
+    let refused = session.finish().err().context("the finish worked")?;
+    expect_eq("finish", refused.errno, Errno::BUSY)?;
+    drop(refused.session);
+    // Again and again, but nothing else.
+    let asked = asked();
+    let times = asked.lines().count();
+    ensure!(times > 1, "the kernel asked {times} times");
+    expect_eq("what was asked for", asked, alias.repeat(times))?;
+
+    let lines = log.lines()?;
+    for (token, name) in (1..).zip(HOSTILE) {
+        let shown = Text::<{ luo::COMPATIBLE_LEN }>::new(name).context("a name")?;
+        let wanted = format!("token {token:#x} needs the handler '");
+        let line = lines.iter().find(|line| line.contains(&wanted));
+        let line = line.with_context(|| format!("there is no line for token {token}"))?;
+        let has_alias = line.contains("alias");
+        expect_eq(
+            &format!("an alias for {shown}"),
+            has_alias,
+            name == MISSING.as_bytes(),
+        )?;
+    }
+    let good = retrieve("good")?;
+    data::expect_file(&data::file(good.retrieve(Token(1))?), 99, LEN)?;
+    finish(good)
+}
+
+fn accepted(_: &mut Context<'_>) -> Result<()> {
+    for (name, token, seed) in [("bad", 3, 3), ("good", 1, 99)] {
+        let session = retrieve(name)?;
+        data::expect_file(&data::file(session.retrieve(Token(token))?), seed, LEN)?;
+        finish(session)?;
+    }
+    let lines = kmsg::Reader::from_boot()?.lines()?;
+    let said = lines
+        .iter()
+        .filter(|line| line.contains("live update is over"));
+    expect_eq("kernel messages about it", said.count(), 0)
 }

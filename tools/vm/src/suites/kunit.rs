@@ -9,11 +9,17 @@ use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
 /// The project's own suites, which have to be there.
-const SUITES: [&str; 4] = [
+const SUITES: [&str; 10] = [
     "luo_block",
     "luo_sessions",
     "luo_registry",
     "luo_preserved_ids",
+    "luo_outgoing_files",
+    "luo_registry_flbs",
+    "luo_incoming_files",
+    "luo_incoming_flbs",
+    "luo_flb_outgoing",
+    "luo_flb_incoming",
 ];
 
 /// All suites that are in a kernel.

@@ -30,13 +30,36 @@ pub fn long() -> Vec<Job> {
 
 /// Machines for what concerns handlers, with the debug kernel.
 pub fn debug() -> Vec<Job> {
-    vec![
+    let mut jobs = vec![
         shared(DEBUG, &SHARED),
         machine("missing-handler", &[DEBUG; 2], |_| {}),
         machine("modprobe", &[DEBUG; 2], |config| config.modprobe = true),
         machine("sample", &[DEBUG; 3], |_| {}),
         machine("sample-unclaimed", &[DEBUG; 2], |_| {}),
-    ]
+    ];
+    jobs.extend(sdk(DEBUG));
+    jobs
+}
+
+/// Machines for handlers written with the SDK.
+fn sdk(flavour: &'static str) -> Vec<Job> {
+    let mut jobs = vec![
+        machine("unload", &[flavour; 2], |_| {}),
+        machine("autoload", &[flavour; 2], |config| config.modprobe = true),
+        machine("sdk", &[flavour; 2], |_| {}),
+        // A reboot that fails needs a kernel to reboot into.
+        machine("flb", &[flavour; 2], |_| {}),
+        machine("unload-off", &[flavour], |config| {
+            for stage in &mut config.chain {
+                stage.1 = "liveupdate=off".to_owned();
+            }
+        }),
+    ];
+    for scenario in group("flb-after").scenarios {
+        let name = format!("flb-after/{flavour}/{}", scenario.name);
+        jobs.push(alone(name, Config::new([flavour; 2]), scenario.name));
+    }
+    jobs
 }
 
 /// Machines for one scenario each.
@@ -59,11 +82,14 @@ pub fn short() -> Vec<Job> {
             }
         }),
     ];
-    for scenario in group("corrupt").scenarios {
-        let name = format!("corrupt/rust/{}", scenario.name);
-        let mut config = Config::new(["rust"; 3]);
-        config.memory = 512;
-        jobs.push(alone(name, config, scenario.name));
+    jobs.extend(sdk("rust"));
+    for name in ["corrupt", "corrupt-not", "corrupt-names"] {
+        for scenario in group(name).scenarios {
+            let name = format!("{name}/rust/{}", scenario.name);
+            let mut config = Config::new(["rust"; 3]);
+            config.memory = 512;
+            jobs.push(alone(name, config, scenario.name));
+        }
     }
     for chain in [
         &["c", "rust"][..],
