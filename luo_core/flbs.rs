@@ -468,3 +468,6 @@ pub(crate) unsafe fn is_complete(flb: NonNull<bindings::liveupdate_flb>) -> bool
         None => false,
     }
 }
+
+#[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
+mod tests;

@@ -301,3 +301,6 @@ impl State {
         }
     }
 }
+
+#[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
+mod tests;

@@ -222,3 +222,6 @@ impl Drop for OutgoingFiles {
         self.unpreserve_all();
     }
 }
+
+#[cfg(CONFIG_LIVEUPDATE_RUST_KUNIT_TEST)]
+mod tests;

@@ -22,8 +22,8 @@
 //!
 //! The ioctl `NEEDS` adds an open file to those that the file needs.
 //!
-//! Each callback leaves a line in the kernel's log, unless the module is `quiet`. Files are named by their numbers, and other
-//! files by their tokens.
+//! Each callback leaves a line in the kernel's log, unless the module is `quiet`. Files are named by
+//! their numbers, and other files by their tokens.
 
 use kernel::{
     fmt,
