@@ -62,7 +62,8 @@ impl<'a, Phase> Saving<'a, Phase> {
     }
 
     /// The token of another file, or of any other description of it, if this session preserves it.
-    /// The file at hand has one from when it is preserved, so not in `preserve`.
+    /// The file at hand has one from when it is preserved, so not in `preserve`. If memory runs out,
+    /// none is found.
     ///
     /// A file is told from others by its handler's
     /// [`id`](crate::LiveupdateFileHandler::id). May sleep.

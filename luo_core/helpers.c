@@ -72,7 +72,8 @@ struct file *luo_anon_file(const char *name, const struct file_operations *fops,
 	struct module *owner = fops->owner;
 	struct file *file;
 
-	if (!owner && is_module_address((unsigned long)fops))
+	if (owner ? !within_module((unsigned long)fops, owner) :
+		    is_module_address((unsigned long)fops))
 		return ERR_PTR(-EINVAL);
 	if (!luo_module_get_live(owner))
 		return ERR_PTR(-ENODEV);

@@ -59,7 +59,7 @@ fn is_open_with(file: &File, operations: *const bindings::file_operations) -> bo
 /// `open(2)`: see [`kernel::fs::file::flags`]. [`MiscDevice::open`] is not called. May sleep.
 ///
 /// Errors: `ENOMEM`; `ENFILE`, the system has too many open files; `ENODEV`, the module of `T` is
-/// not live (any more); `EINVAL`, `T` is a type of built-in code.
+/// not live (any more); `EINVAL`, `T` is a type of another module.
 ///
 /// C counterpart: `anon_inode_getfile()`.
 pub fn new_file<T: MiscDevice + 'static>(

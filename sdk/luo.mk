@@ -22,8 +22,8 @@ ifeq ($(wildcard $(objtree)/rust/libkernel.rmeta),)
 subdir-rustflags-y += -L $(luo-sdk)/rust
 endif
 
-# The kernel's own symbol versions have ours, unless it was prepared for modules
-# but never built. To modpost, having them twice is an error.
+# The kernel's own symbol versions have ours, unless a distribution leaves them
+# out. To modpost, having them twice is an error.
 ifeq ($(shell grep -sm1 luo_core $(objtree)/Module.symvers),)
 KBUILD_EXTRA_SYMBOLS += $(luo-sdk)/Module.symvers
 endif

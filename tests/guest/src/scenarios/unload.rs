@@ -3,7 +3,6 @@
 //! A handler's module: when it is used, when it can go, and that all of it comes and goes together.
 
 use crate::context::{Context, create, expect_eq, expect_errno, finish, retrieve};
-use crate::data;
 use crate::kmsg::{self, Reader};
 use crate::module;
 use crate::registry::{Group, Scenario};
@@ -283,10 +282,12 @@ fn slow_init(context: &mut Context<'_>) -> Result<()> {
             return Ok(());
         };
         match session.preserve(&file, Token(tries)) {
-            Err(Errno::NOENT) => tries += 1,
+            Err(Errno::NOENT) => {}
+            // It is done.
             Ok(()) if module::is_loaded(module::TEST) => {}
             other => anyhow::bail!("while it is being loaded: {other:?}"),
         }
+        tries += 1;
         Ok(())
     })?;
     ensure!(tries > 3, "only {tries} tries while it was being loaded");
@@ -304,12 +305,11 @@ fn failing_init(context: &mut Context<'_>) -> Result<()> {
         (module::TEST, format!("init_errno=-{errno} init_ms=100")),
     ] {
         let path = context.module(name);
-        let file = data::memfd_with("file", 1, 5000)?;
-        // All handlers are gone through, that of the module too.
+        // No handler takes such a file, so all of them are gone through, that of the module too.
+        let file = std::fs::File::open("/proc/self/status")?;
         let result = while_loading(&path, &parameters, || {
-            create("failing")?
-                .preserve(&file, Token(1))
-                .context("a file of another handler")
+            let result = create("failing")?.preserve(&file, Token(1));
+            expect_errno("a file of no handler", result, Errno::NOENT)
         });
         let error = result.err().context("it was loaded")?;
         let found = error.downcast_ref::<Errno>().context("another error")?;

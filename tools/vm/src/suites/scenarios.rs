@@ -36,6 +36,9 @@ pub fn debug() -> Vec<Job> {
         machine("modprobe", &[DEBUG; 2], |config| config.modprobe = true),
         machine("sample", &[DEBUG; 3], |_| {}),
         machine("sample-unclaimed", &[DEBUG; 2], |_| {}),
+        machine("sample-on-demand", &[DEBUG; 2], |config| {
+            config.modprobe = true;
+        }),
     ];
     jobs.extend(sdk(DEBUG));
     jobs
