@@ -5,9 +5,12 @@
 //! C counterpart: `incoming` in `struct luo_flb_private`.
 
 use kernel::{
-    new_mutex,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        static_lock_class,
+        LockClassKey,
+        Mutex, //
+    }, //
 };
 
 use core::mem;
@@ -45,15 +48,25 @@ enum Phase<L> {
     Finished,
 }
 
+/// The name and the class of all such locks.
+///
+/// Not in a generic function, whose literals are in whoever instantiates it: lockdep expects one
+/// name of a class, and compares addresses.
+#[inline(never)]
+fn lock_class() -> (&'static CStr, Pin<&'static LockClassKey>) {
+    (c"Incoming", static_lock_class!())
+}
+
 impl<L: Unpin> Incoming<L> {
     /// Takes over `data`, on which `files` files depend: the two values that the previous kernel's
     /// [`Outgoing::handover`] gave.
     ///
     /// [`Outgoing::handover`]: crate::Outgoing::handover
     pub fn new(data: u64, files: u64) -> impl PinInit<Self> {
+        let (name, class) = lock_class();
         pin_init!(Self {
             data,
-            phase <- new_mutex!(Phase::Unretrieved { files }, "Incoming"),
+            phase <- Mutex::new(Phase::Unretrieved { files }, name, class),
         })
     }
 

@@ -5,9 +5,12 @@
 //! C counterpart: `outgoing` in `struct luo_flb_private`.
 
 use kernel::{
-    new_mutex,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        static_lock_class,
+        LockClassKey,
+        Mutex, //
+    }, //
 };
 
 /// The life of an object in the kernel that saves it: preserved with the first file, unpreserved
@@ -37,11 +40,21 @@ struct Saved<L> {
     users: u64,
 }
 
+/// The name and the class of all such locks.
+///
+/// Not in a generic function, whose literals are in whoever instantiates it: lockdep expects one
+/// name of a class, and compares addresses.
+#[inline(never)]
+fn lock_class() -> (&'static CStr, Pin<&'static LockClassKey>) {
+    (c"Outgoing", static_lock_class!())
+}
+
 impl<L: Unpin> Outgoing<L> {
     /// Nothing is saved yet.
     pub fn new() -> impl PinInit<Self> {
+        let (name, class) = lock_class();
         pin_init!(Self {
-            saved <- new_mutex!(None, "Outgoing"),
+            saved <- Mutex::new(None, name, class),
         })
     }
 

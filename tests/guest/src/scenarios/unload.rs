@@ -59,7 +59,7 @@ pub const OFF: Group = Group {
 };
 
 fn while_preserved(context: &mut Context<'_>) -> Result<()> {
-    module::load(&context.module(MODULE))?;
+    sdk::load_anew(context)?;
     let session = create("unload")?;
     module::unload(MODULE).context("with a session that has no file")?;
     module::load(&context.module(MODULE))?;
@@ -152,7 +152,7 @@ fn preserve_all_the_time(done: &AtomicBool) -> Result<(u32, u32)> {
 
 fn all_go(context: &mut Context<'_>) -> Result<()> {
     for _ in 0..3 {
-        module::load(&context.module(MODULE))?;
+        sdk::load_anew(context)?;
         let mut log = Reader::from_now()?;
         let session = sdk::session_of("all-go", &[1])?;
         session.preserve(File::new_b(2)?, Token(2))?;
@@ -181,7 +181,7 @@ const OTHER_B: (&str, &str) = (B, "luo-sdk-twin-b");
 const OTHER_FLBS: [(&str, &str); 2] = [(FLBS[0], "luo-sdk-new-1"), (FLBS[1], "luo-sdk-new-2")];
 
 fn clash(context: &mut Context<'_>) -> Result<()> {
-    module::load(&context.module(MODULE))?;
+    sdk::load_anew(context)?;
     let [flb_1, flb_2] = OTHER_FLBS;
     // Each has one name that is taken, and others that are not.
     let clashes = [
