@@ -103,12 +103,12 @@ pub trait LiveupdateFileHandler: Sized + 'static {
     ///
     /// An error ends the reboot and is what `reboot(2)` returns. Called with the orchestrator's
     /// locks held: other subsystems' may only be tried.
-    fn freeze(_cx: &Freeze<'_>, _state: &mut Self::State, _private: &Self::Private) -> Result {
+    fn freeze(_cx: &Freeze<'_>, _state: &mut Self::State, _private: &mut Self::Private) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Takes back [`Self::freeze`], since the reboot does not happen.
-    fn unfreeze(_file: &File, _state: &Self::State, _private: &Self::Private) {
+    fn unfreeze(_file: &File, _state: &Self::State, _private: &mut Self::Private) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -298,7 +298,7 @@ impl<T: LiveupdateFileHandler> VTable<T> {
     /// `args` must be what [`Self::preserve`] left, and not be in use otherwise for `'a`.
     unsafe fn preserved<'a>(
         args: *mut Args,
-    ) -> (&'a File, ManuallyDrop<StateOf<T>>, &'a T::Private) {
+    ) -> (&'a File, ManuallyDrop<StateOf<T>>, &'a mut T::Private) {
         // SAFETY: The caller guarantees that all of it is valid. The state stays with the
         // orchestrator, so it is not dropped here.
         unsafe {
@@ -307,7 +307,7 @@ impl<T: LiveupdateFileHandler> VTable<T> {
             (
                 file_ref(args.file),
                 ManuallyDrop::new(state),
-                &*args.private_data.cast(),
+                &mut *args.private_data.cast(),
             )
         }
     }

@@ -280,14 +280,14 @@ impl LiveupdateFileHandler for Full {
         }
     }
 
-    fn freeze(cx: &Freeze<'_>, state: &mut [u64; 2], private: &Counted) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut [u64; 2], private: &mut Counted) -> Result {
         private.0.tell(|other| cx.token_of(other));
         called(Call::Freeze, number(cx.file()))?;
         state[1] = state[0];
         Ok(())
     }
 
-    fn unfreeze(file: &File, state: &[u64; 2], _private: &Counted) {
+    fn unfreeze(file: &File, state: &[u64; 2], _private: &mut Counted) {
         if state[1] == state[0] {
             let _ = called(Call::Unfreeze, number(file));
         }

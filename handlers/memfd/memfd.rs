@@ -141,7 +141,7 @@ impl LiveupdateFileHandler for MemfdHandler {
     }
 
     /// The position may have moved; nothing else has changed since.
-    fn freeze(cx: &Freeze<'_>, state: &mut Memfd, _folios: &Self::Private) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut Memfd, _folios: &mut Self::Private) -> Result {
         state.pos = Shmem::new(cx.file())?.position();
         Ok(())
     }

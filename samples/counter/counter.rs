@@ -142,7 +142,7 @@ impl LiveupdateFileHandler for CounterHandler {
 
     fn unpreserve(_file: &File, _state: &CounterState, _private: ()) {}
 
-    fn freeze(cx: &Freeze<'_>, state: &mut CounterState, _private: &()) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut CounterState, _private: &mut ()) -> Result {
         state.save(cx.file())
     }
 

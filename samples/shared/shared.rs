@@ -264,7 +264,7 @@ impl<K: Kind> LiveupdateFileHandler for NumberHandler<K> {
         }
     }
 
-    fn freeze(cx: &Freeze<'_>, state: &mut NumberState, _private: &()) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut NumberState, _private: &mut ()) -> Result {
         state.save::<K>(cx.file())
     }
 

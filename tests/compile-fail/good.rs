@@ -116,11 +116,11 @@ impl LiveupdateFileHandler for GoodHandler {
         Ok(KBox::new(cx.token(), GFP_KERNEL)?)
     }
     fn unpreserve(_file: &File, _state: &Self::State, _private: Self::Private) {}
-    fn freeze(cx: &Freeze<'_>, state: &mut Self::State, _private: &Self::Private) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut Self::State, _private: &mut Self::Private) -> Result {
         state.number = cx.token_of(cx.file()).ok_or(EINVAL)?;
         Ok(())
     }
-    fn unfreeze(_file: &File, _state: &Self::State, _private: &Self::Private) {}
+    fn unfreeze(_file: &File, _state: &Self::State, _private: &mut Self::Private) {}
     fn retrieve(cx: &mut Retrieve<'_>, state: &Self::State) -> Result<ARef<File>> {
         let shared = Incoming::<GoodFlb>::get()?;
         if *shared < state.number {

@@ -508,7 +508,7 @@ impl<const KIND: u32> LiveupdateFileHandler for Handler<KIND> {
         say!("unpreserve {}\n", *number);
     }
 
-    fn freeze(cx: &Freeze<'_>, state: &mut State, _number: &KBox<u64>) -> Result {
+    fn freeze(cx: &Freeze<'_>, state: &mut State, _number: &mut KBox<u64>) -> Result {
         let data = Data::of(cx.file())?;
         let tokens = data.tokens(|file| cx.token_of(file));
         say!("freeze {} as {}:{tokens}\n", data.number(), cx.token());
@@ -517,7 +517,7 @@ impl<const KIND: u32> LiveupdateFileHandler for Handler<KIND> {
         Ok(())
     }
 
-    fn unfreeze(_file: &File, state: &State, _number: &KBox<u64>) {
+    fn unfreeze(_file: &File, state: &State, _number: &mut KBox<u64>) {
         say!("unfreeze {}\n", state.number);
     }
 
