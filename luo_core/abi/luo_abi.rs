@@ -16,6 +16,7 @@
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 
 pub mod block;
+pub mod iommufd;
 pub mod kho;
 pub mod luo;
 pub mod memfd;

@@ -7,6 +7,13 @@ use luo_abi::{
         self,
         BadBlock, //
     },
+    iommufd::{
+        self,
+        AccountMode,
+        Iommufd,
+        Item,
+        Record, //
+    },
     kho::Vmalloc,
     luo::{
         self,
@@ -312,4 +319,114 @@ fn any_bytes_are_parsed_without_panic() {
             );
         }
     }
+}
+
+/// One of each kind, with what it is in memory.
+fn items() -> [(Item, [u8; 32]); 8] {
+    let record = |kind: u16, flags: u16, index: u32, [a, b, c]: [u64; 3]| {
+        let parts = [
+            &kind.to_ne_bytes()[..],
+            &flags.to_ne_bytes(),
+            &index.to_ne_bytes(),
+            &a.to_ne_bytes(),
+            &b.to_ne_bytes(),
+            &c.to_ne_bytes(),
+        ];
+        concat(&parts).try_into().unwrap()
+    };
+    let pages = |writable, account_mode| Item::Pages {
+        file: 7,
+        start: 0x3000,
+        length: 0x5000,
+        writable,
+        account_mode,
+    };
+    let mapping = |readable, writeable| Item::Mapping {
+        pages: 9,
+        iova: 0x10_0000,
+        length: 0x2000,
+        start: 0x800,
+        readable,
+        writeable,
+    };
+    let range = Item::Range {
+        start: 0x1000,
+        last: 0xffff,
+    };
+    let small = Item::Ioas {
+        id: 4,
+        huge_pages: false,
+    };
+    let huge = Item::Ioas {
+        id: 5,
+        huge_pages: true,
+    };
+    [
+        (Item::File { token: 42 }, record(1, 0, 0, [42, 0, 0])),
+        (
+            pages(true, AccountMode::None),
+            record(2, 1, 7, [0x3000, 0x5000, 0]),
+        ),
+        (
+            pages(false, AccountMode::Process),
+            record(2, 0, 7, [0x3000, 0x5000, 2]),
+        ),
+        (small, record(3, 1, 4, [0; 3])),
+        (huge, record(3, 0, 5, [0; 3])),
+        (range, record(4, 0, 0, [0x1000, 0xffff, 0])),
+        (
+            mapping(true, false),
+            record(5, 1, 9, [0x10_0000, 0x2000, 0x800]),
+        ),
+        (
+            mapping(false, true),
+            record(5, 2, 9, [0x10_0000, 0x2000, 0x800]),
+        ),
+    ]
+}
+
+#[test]
+fn records_of_an_iommufd_say_what_they_were_made_of() {
+    for (item, bytes) in items() {
+        let record = Record::from(item);
+        assert_eq!(record.as_bytes(), bytes, "{item:?}");
+        assert_eq!(Record::read_from_bytes(&bytes).unwrap().item(), Some(item));
+    }
+}
+
+/// Every byte of a record means something or is 0: changed, it is another record or none.
+#[test]
+fn nothing_in_a_record_of_an_iommufd_is_ignored() {
+    for (item, bytes) in items() {
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let other = Record::read_from_bytes(&bytes).unwrap().item();
+            assert_ne!(other, Some(item), "bit {bit}");
+        }
+    }
+    assert_eq!(Record::default().item(), None);
+}
+
+#[test]
+fn an_iommufd_s_state_is_as_documented() {
+    let state = Iommufd {
+        account_mode: 1,
+        flags: 0,
+        nr_records: 3,
+        records: Vmalloc {
+            first: 0x4000,
+            total_pages: 1,
+            flags: 0,
+            order: 0,
+        },
+    };
+    let bytes = concat(&[
+        &1u32.to_ne_bytes(),
+        &0u32.to_ne_bytes(),
+        &3u64.to_ne_bytes(),
+        state.records.as_bytes(),
+    ]);
+    assert_eq!(state.as_bytes(), bytes);
+    assert_eq!(iommufd::COMPATIBLE, c"iommufd-ioas-v1");
 }

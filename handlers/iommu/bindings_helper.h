@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+
+/* What bindgen reads for luo_iommu; everything here is for handlers/iommu/iommufd.rs. */
+
+#include "iommufd.h"
