@@ -5,7 +5,7 @@
 use crate::protocol;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Seek;
@@ -184,7 +184,7 @@ fn chunks(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
         .map(move |at| (offset + at, (len - at).min(CHUNK as u64) as usize))
 }
 
-/// A file in this process's memory, shared with whoever else has it.
+/// Memory of this process, shared with whoever else has it: a file, or none.
 pub struct Mapping {
     start: *mut u8,
     len: usize,
@@ -201,6 +201,28 @@ impl Mapping {
             start: start.context("mapping a file")?.cast(),
             len,
         })
+    }
+
+    /// Maps `len` bytes of no file.
+    pub fn anonymous(len: u64) -> Result<Self> {
+        let len = usize::try_from(len)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses a place where nothing is.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, access, MapFlags::PRIVATE) };
+        Ok(Self {
+            start: start.context("mapping memory")?.cast(),
+            len,
+        })
+    }
+
+    /// Where it is in this process.
+    pub fn address(&self) -> u64 {
+        self.start.expose_provenance() as u64
+    }
+
+    /// Its bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
     }
 
     /// Copies bytes out.

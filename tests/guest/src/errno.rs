@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 
-const NAMES: [(Errno, &str); 26] = [
+const NAMES: [(Errno, &str); 27] = [
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::IO, "EIO"),
@@ -26,6 +26,7 @@ const NAMES: [(Errno, &str); 26] = [
     (Errno::SPIPE, "ESPIPE"),
     (Errno::NOSYS, "ENOSYS"),
     (Errno::PROTO, "EPROTO"),
+    (Errno::MSGSIZE, "EMSGSIZE"),
     (Errno::OVERFLOW, "EOVERFLOW"),
     (Errno::OPNOTSUPP, "EOPNOTSUPP"),
     (Errno::ROFS, "EROFS"),

@@ -4,7 +4,7 @@
 
 use crate::context::create;
 use crate::scenarios::corrupt;
-use crate::{data, kmsg, procfs};
+use crate::{data, kmsg, procfs, vmm};
 use anyhow::{Context, Result, bail, ensure};
 use liveupdate::{Device, Errno, Session, SessionName, Token};
 use std::io::{BufRead, BufReader};
@@ -128,6 +128,7 @@ fn run(args: &[&str]) -> Result<i32> {
         ["-q", "--", module] => corrupt::modprobe(module).map(|()| 0),
         ["retrieve-all", count] => retrieve_all(count.parse()?),
         ["storm", number] => storm(number.parse()?),
+        ["vmm", what, kept] => vmm::main(what, kept).map(|()| 0),
         _ => bail!("there is no such helper"),
     }
 }

@@ -11,6 +11,7 @@
 //! - `# TEXT`: a remark for a person.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What all lines of process 1 begin with.
 pub const PREFIX: &str = "luo-guest: ";
@@ -58,8 +59,8 @@ pub enum Event {
         token: u64,
         /// Its name.
         file: String,
-        /// Its size.
-        bytes: u64,
+        /// Its size, if it has one.
+        bytes: Option<u64>,
         /// How long it took.
         micros: u64,
     },
@@ -78,8 +79,10 @@ pub enum Event {
         session: String,
         /// Its token.
         token: u64,
-        /// Its size.
-        bytes: u64,
+        /// Its name.
+        file: String,
+        /// Its size, if it has one.
+        bytes: Option<u64>,
         /// How long it took.
         micros: u64,
     },
@@ -92,6 +95,55 @@ pub enum Event {
     },
     /// A retrieved file was read.
     Checked(File),
+    /// Memory was mapped for devices.
+    Mapped {
+        /// What part of it.
+        part: String,
+        /// The id of the address space.
+        ioas: u32,
+        /// Where it is there.
+        iova: u64,
+        /// How long it took.
+        micros: u64,
+    },
+    /// A device was opened and bound to the iommufd.
+    Bound {
+        /// The device.
+        device: String,
+        /// How long it took.
+        micros: u64,
+    },
+    /// A device was attached.
+    Attached {
+        /// The device.
+        device: String,
+        /// The id of the address space.
+        ioas: u32,
+        /// How long it took.
+        micros: u64,
+    },
+    /// A device copied memory by DMA, and the copy is right.
+    Copied {
+        /// The device.
+        device: String,
+        /// The id of the address space.
+        ioas: u32,
+        /// From where.
+        from: u64,
+        /// To where.
+        to: u64,
+        /// How much.
+        bytes: u64,
+        /// How long it took.
+        micros: u64,
+    },
+    /// The ioctls of a program, by name, and how many of them mapped memory for devices.
+    Ioctls {
+        /// All.
+        calls: BTreeMap<String, u64>,
+        /// Those that map.
+        maps: u64,
+    },
     /// A number that was measured.
     Measured {
         /// What.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls that no sound program makes.
+//! Calls of ioctl(2) as they are, sound or not.
 
 use rustix::io::Errno;
 use std::ffi::c_void;
@@ -25,8 +25,8 @@ pub unsafe fn ioctl(fd: impl AsFd, command: u32, arg: *mut c_void) -> Result<i32
 
 /// Calls ioctl(2) with a structure, and gives the structure as the kernel left it.
 pub fn ioctl_with<T: Copy>(fd: impl AsFd, command: u32, mut arg: T) -> Result<T, Errno> {
-    // SAFETY: none of live update's ioctls writes beyond the structure that it documents, and `T`
-    // is that or larger.
+    // SAFETY: the ioctls of live update, iommufd and VFIO write no more than the structure that they
+    // document, and to where it points; `T` is that or larger.
     unsafe { ioctl(fd, command, (&raw mut arg).cast())? };
     Ok(arg)
 }

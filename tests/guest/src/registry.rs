@@ -29,7 +29,8 @@ pub struct Group {
 
 /// Every group.
 pub const GROUPS: &[Group] = &[
-    scenarios::demo::GROUP,
+    scenarios::vmm::DEMO,
+    scenarios::vmm::GROUP,
     scenarios::session::GROUP,
     scenarios::file::GROUP,
     scenarios::memfd::GROUP,
@@ -42,6 +43,7 @@ pub const GROUPS: &[Group] = &[
     scenarios::dump::GROUP,
     scenarios::off::GROUP,
     scenarios::cost::GROUP,
+    scenarios::device::GROUP,
     scenarios::ioctl::GROUP,
     scenarios::callback::GROUP,
     scenarios::cflb::GROUP,

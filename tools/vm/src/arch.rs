@@ -13,6 +13,12 @@ pub struct Arch {
     pub package: &'static str,
     /// Arguments that choose the machine.
     pub machine: &'static [&'static str],
+    /// Arguments that give the machine an IOMMU, before any device behind it.
+    pub iommu: &'static [&'static str],
+    /// What the IOMMU needs in that machine with the host's own virtualization.
+    pub iommu_kvm: &'static [&'static str],
+    /// What kernels are told to use it.
+    pub iommu_parameter: &'static str,
     /// The serial console as the kernel calls it.
     pub console: &'static str,
     /// The kernel's image.
@@ -28,6 +34,10 @@ const ARCHES: [(&str, Arch); 2] = [
             qemu: "qemu-system-x86_64",
             package: "qemu-system-x86",
             machine: &["-machine", "q35", "-cpu", "max"],
+            iommu: &["-device", "intel-iommu"],
+            // VFIO takes only a device whose interrupts the IOMMU remaps.
+            iommu_kvm: &["-machine", "kernel-irqchip=split"],
+            iommu_parameter: "intel_iommu=on",
             console: "ttyS0",
             image: "bzImage",
             // The first processor forgets for a moment, with interrupts on, that it has five
@@ -41,6 +51,9 @@ const ARCHES: [(&str, Arch); 2] = [
             qemu: "qemu-system-aarch64",
             package: "qemu-system-arm",
             machine: &["-machine", "virt", "-cpu", "max"],
+            iommu: &["-machine", "iommu=smmuv3"],
+            iommu_kvm: &[],
+            iommu_parameter: "",
             console: "ttyAMA0",
             image: "Image",
             debug: "",

@@ -2,6 +2,7 @@
 
 //! The demonstration: one live update as a timeline.
 
+use crate::device::Device;
 use crate::line::Line;
 use crate::run::{self, Outcome};
 use crate::vm::{self, Config};
@@ -27,7 +28,7 @@ pub fn demo(flavour: &str, verbose: bool) -> Result<bool> {
         "the Rust core"
     };
     println!(
-        "{}\n{} MiB of RAM, {} processors, kernel out/{flavour}\n",
+        "{}\n{} MiB of RAM, {} processors, edu behind an IOMMU, kernel out/{flavour}\n",
         style(format!("A live update on {core}")).bold(),
         config.memory,
         config.cpus
@@ -58,6 +59,7 @@ pub fn demo(flavour: &str, verbose: bool) -> Result<bool> {
 pub fn config(flavour: &str) -> Config {
     let mut config = Config::new([flavour, flavour]);
     config.scenarios = vec!["demo".to_owned()];
+    config.devices = vec![Device::EDU];
     config
 }
 
@@ -71,10 +73,17 @@ pub struct Timeline {
     /// How long freezing and serializing took, if the core said so.
     frozen: Option<Duration>,
     last_words: Option<Instant>,
-    all_back: Option<Instant>,
+    /// When the device was attached again.
+    back: Option<Instant>,
     phases: Vec<(&'static str, Duration)>,
     before: Vec<File>,
     after: Vec<File>,
+    /// Whether an iommufd is among what is preserved.
+    iommufd: bool,
+    /// How often memory was mapped for devices, in each kernel.
+    maps: Vec<u64>,
+    /// How often the device copied memory in the last kernel.
+    copied: usize,
 }
 
 impl Timeline {
@@ -87,10 +96,13 @@ impl Timeline {
             reboot: None,
             frozen: None,
             last_words: None,
-            all_back: None,
+            back: None,
             phases: Vec::new(),
             before: Vec::new(),
             after: Vec::new(),
+            iommufd: false,
+            maps: Vec::new(),
+            copied: 0,
         }
     }
 
@@ -158,9 +170,10 @@ impl Timeline {
                 bytes,
                 micros: time,
             } => {
-                let bytes = size(bytes);
+                self.iommufd |= bytes.is_none();
+                let bytes = of(bytes);
                 let text =
-                    format!("{file} is preserved: session {session}, token {token:#x}, {bytes}");
+                    format!("{file} is preserved: session {session}, token {token:#x}{bytes}");
                 self.say(line.at, &text, Some(micros(time)));
             }
             Event::Reboot => {
@@ -179,14 +192,14 @@ impl Timeline {
             Event::Retrieved {
                 session,
                 token,
+                file,
                 bytes,
                 micros: time,
             } => {
                 self.phase("retrieve", micros(time));
-                self.all_back = Some(line.at);
-                let bytes = size(bytes);
+                let bytes = of(bytes);
                 let text =
-                    format!("a file is retrieved: session {session}, token {token:#x}, {bytes}");
+                    format!("{file} is retrieved: session {session}, token {token:#x}{bytes}");
                 self.say(line.at, &text, Some(micros(time)));
             }
             Event::Finished {
@@ -207,6 +220,65 @@ impl Timeline {
                 );
                 self.say(line.at, &text, None);
                 self.after.push(file);
+            }
+            Event::Mapped {
+                part,
+                ioas,
+                iova,
+                micros: time,
+            } => {
+                if self.kernel > 1 {
+                    self.phase("map", micros(time));
+                }
+                let text = format!("mapped at {iova:#x} in IOAS {ioas}: {part}");
+                self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Bound {
+                device,
+                micros: time,
+            } => {
+                if self.kernel > 1 {
+                    self.phase("bind, attach", micros(time));
+                }
+                let text = format!("{device} is open and bound to the iommufd");
+                self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Attached {
+                device,
+                ioas,
+                micros: time,
+            } => {
+                // From here on the guest can go on.
+                if self.kernel > 1 && self.back.is_none() {
+                    self.phase("bind, attach", micros(time));
+                    self.back = Some(line.at);
+                }
+                let text = format!("{device} is attached to IOAS {ioas}");
+                self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Copied {
+                device,
+                ioas,
+                from,
+                to,
+                bytes,
+                micros: time,
+            } => {
+                self.copied += usize::from(self.kernel > 1);
+                let bytes = size(bytes);
+                let text =
+                    format!("DMA by {device} in IOAS {ioas}: {bytes} from {from:#x} to {to:#x}");
+                self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Ioctls { calls, maps } => {
+                self.maps.push(maps);
+                let all: u64 = calls.values().sum();
+                let maps = match maps {
+                    0 => "none".to_owned(),
+                    maps => maps.to_string(),
+                };
+                let text = format!("the VMM made {all} ioctls, {maps} of them to map memory");
+                self.say(line.at, &text, None);
             }
             Event::Measured { .. } => {}
         }
@@ -264,15 +336,30 @@ impl Timeline {
                 self.after
             );
         }
-        let (Some((reboot, _)), Some(all_back)) = (self.reboot, self.all_back) else {
+        let &[mapped, again] = self.maps.as_slice() else {
+            bail!("ioctls were counted {} times, expected 2", self.maps.len());
+        };
+        let expected = if self.iommufd { 0 } else { mapped };
+        if mapped == 0 || again != expected {
+            bail!("{mapped} mappings were made before, and {again} after");
+        }
+        if self.copied == 0 {
+            bail!("the device did nothing");
+        }
+        let (Some((reboot, _)), Some(back)) = (self.reboot, self.back) else {
             bail!("there was no reboot");
         };
-        let blackout = all_back - reboot;
+        let blackout = back - reboot;
         self.summary(blackout);
         let bytes = self.after.iter().map(|file| file.bytes).sum();
+        let mappings = if self.iommufd {
+            format!("{mapped} mappings kept and none made anew")
+        } else {
+            format!("no mapping kept and {again} made anew")
+        };
         Ok(format!(
-            "Live update done: {} files, {} with the same contents, {} from reboot(2) to all files back.",
-            self.after.len(),
+            "Live update done: {} with the same contents, {mappings}, {} from reboot(2) to the \
+             device attached.",
             size(bytes),
             duration(blackout)
         ))
@@ -333,6 +420,10 @@ fn details(file: &File) -> String {
         text += &format!(", seals {}", file.seals);
     }
     text
+}
+
+fn of(bytes: Option<u64>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(", {}", size(bytes)))
 }
 
 fn size(bytes: u64) -> String {

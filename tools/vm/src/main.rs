@@ -5,6 +5,7 @@
 mod accel;
 mod arch;
 mod demo;
+mod device;
 mod guest;
 mod ktap;
 mod line;
@@ -19,6 +20,7 @@ mod watch;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use device::Device;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use vm::Config;
@@ -81,6 +83,10 @@ enum Command {
         /// The size in MiB of a disk for swap.
         #[arg(long)]
         disk: Option<u32>,
+        /// A device behind an IOMMU: edu, nvme or rng; with port: before it, behind a port of
+        /// its own.
+        #[arg(long)]
+        device: Vec<Device>,
         /// Has the kernels load modules themselves.
         #[arg(long)]
         modprobe: bool,
@@ -152,6 +158,7 @@ impl Command {
                 verbose,
                 memory,
                 disk,
+                device,
                 modprobe,
                 args,
                 append,
@@ -164,6 +171,7 @@ impl Command {
                 let mut config = Config::new(chain);
                 config.memory = memory.unwrap_or(config.memory);
                 config.disk = disk;
+                config.devices = device;
                 config.modprobe = modprobe;
                 config.scenarios = scenarios;
                 for stage in &mut config.chain {

@@ -3,6 +3,7 @@
 //! One virtual machine, from power-on to power-off.
 
 use crate::arch::Arch;
+use crate::device::Device;
 use crate::line::{Line, clean};
 use crate::{accel, guest, modprobe, paths};
 use anyhow::{Context, Result, anyhow};
@@ -56,6 +57,8 @@ pub struct Config {
     pub count_instructions: bool,
     /// The size in MiB of a disk for swap, if there is to be one.
     pub disk: Option<u32>,
+    /// What lies behind an IOMMU; without any there is none.
+    pub devices: Vec<Device>,
     /// How long the machine goes on after the first sign of trouble, if not to its own end.
     pub grace: Option<Duration>,
     /// How long the console may be silent.
@@ -86,6 +89,7 @@ impl Config {
             cpus: 2,
             count_instructions: false,
             disk: None,
+            devices: Vec::new(),
             grace: None,
             silence: Duration::from_secs(120 * patience),
             total: Duration::from_secs(600 * patience),
@@ -100,6 +104,10 @@ impl Config {
         );
         if has_debug(&self.chain) {
             common = format!("{common} {DEBUG_SCRATCH} {DEBUG_SLAB} {}", arch.debug);
+            common.truncate(common.trim_end().len());
+        }
+        if !self.devices.is_empty() {
+            common = format!("{common} {}", arch.iommu_parameter);
             common.truncate(common.trim_end().len());
         }
         let stages = self.chain.iter().enumerate().map(|(i, (flavour, extra))| {
@@ -166,6 +174,16 @@ fn command(config: &Config, dir: &TempDir) -> Result<Command> {
         .args(["-append", &first.cmdline]);
     if config.count_instructions {
         command.args(["-icount", "shift=0,sleep=off"]);
+    }
+    if !config.devices.is_empty() {
+        command.args(arch.iommu);
+        if accel == "kvm" {
+            command.args(arch.iommu_kvm);
+        }
+        for (i, device) in config.devices.iter().enumerate() {
+            device.prepare(i, dir.path())?;
+            command.args(device.args(i, dir.path()));
+        }
     }
     if let Some(mib) = config.disk {
         let disk = dir.path().join("disk");

@@ -2,9 +2,10 @@
 
 //! The scenarios, in as few machines as is sound.
 
+use crate::device::Device;
 use crate::suite::{Job, Report, boot, last};
 use crate::vm::{Config, DEBUG};
-use luo_guest::registry::{self, Group};
+use luo_guest::registry::{self, Group, Scenario};
 
 /// Groups whose scenarios share a machine, since none disturbs another.
 const SHARED: [&str; 7] = [
@@ -32,6 +33,7 @@ pub fn long() -> Vec<Job> {
 pub fn debug() -> Vec<Job> {
     let mut jobs = vec![
         shared(DEBUG, &SHARED),
+        machine("device", &[DEBUG], with_edu),
         machine("missing-handler", &[DEBUG; 2], |_| {}),
         machine("modprobe", &[DEBUG; 2], |config| config.modprobe = true),
         machine("sample", &[DEBUG; 3], |_| {}),
@@ -41,6 +43,7 @@ pub fn debug() -> Vec<Job> {
         }),
     ];
     jobs.extend(sdk(DEBUG));
+    jobs.extend(vmm(DEBUG));
     jobs
 }
 
@@ -68,6 +71,7 @@ fn sdk(flavour: &'static str) -> Vec<Job> {
 /// Machines for one scenario each.
 pub fn short() -> Vec<Job> {
     let mut jobs = vec![
+        machine("device", &["rust"], with_edu),
         machine("missing-handler", &["rust"; 2], |_| {}),
         machine("modprobe", &["rust"; 2], |config| config.modprobe = true),
         machine("sample", &["rust"; 3], |_| {}),
@@ -86,6 +90,8 @@ pub fn short() -> Vec<Job> {
         }),
     ];
     jobs.extend(sdk("rust"));
+    jobs.extend(vmm("rust"));
+    jobs.extend(vmm("rust-cmemfd"));
     for name in ["corrupt", "corrupt-not", "corrupt-names"] {
         for scenario in group(name).scenarios {
             let name = format!("{name}/rust/{}", scenario.name);
@@ -115,6 +121,21 @@ pub fn short() -> Vec<Job> {
         jobs.push(alone(name, Config::new(chain), "c-flb"));
     }
     jobs
+}
+
+/// Machines for the stand-in for a VMM.
+fn vmm(flavour: &'static str) -> Vec<Job> {
+    let job = |scenario: &Scenario| {
+        let mut config = Config::new([flavour; 2]);
+        with_edu(&mut config);
+        let name = format!("vmm/{flavour}/{}", scenario.name);
+        alone(name, config, scenario.name)
+    };
+    group("vmm").scenarios.iter().map(job).collect()
+}
+
+fn with_edu(config: &mut Config) {
+    config.devices = vec![Device::EDU];
 }
 
 fn group(name: &str) -> &'static Group {
