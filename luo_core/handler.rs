@@ -107,7 +107,7 @@ pub trait LiveupdateFileHandler: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Takes back [`Self::freeze`], since the reboot does not happen.
+    /// Takes back [`Self::freeze`], since the reboot does not happen. The same task calls it.
     fn unfreeze(_file: &File, _state: &Self::State, _private: &mut Self::Private) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

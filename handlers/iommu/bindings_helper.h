@@ -2,4 +2,4 @@
 
 /* What bindgen reads for luo_iommu; everything here is for handlers/iommu/iommufd.rs. */
 
-#include "iommufd.h"
+#include "glue.h"

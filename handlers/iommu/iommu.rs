@@ -9,7 +9,7 @@
 //!
 //! While an iommufd is preserved, what was mapped then cannot be unmapped (`EBUSY`), and an IOAS that
 //! was there cannot be destroyed (`EBUSY`). Whatever is added later is preserved too: all is read
-//! again when the machine reboots, and from then on nothing changes any more.
+//! again when the machine reboots, and from then on no IOAS and no mapping changes any more.
 //!
 //! What does not survive: devices and what they are attached to, which come back when they are bound
 //! and attached, with other ids. What would be lost is refused with `EOPNOTSUPP`: page tables made by
@@ -32,6 +32,7 @@ use crate::{
         IoasHold,
         Iommufd,
         IommufdHold,
+        NewIommufd,
         PinnedIoas, //
     },
     save::Records, //
@@ -48,7 +49,8 @@ use luo_core::{
     handler::Outcome,
     kho::{
         ClaimedArray,
-        PreservedArray, //
+        PreservedArray,
+        Vmalloc, //
     },
     LiveupdateFileHandler, //
 };
@@ -73,7 +75,7 @@ struct Preserved {
     records: Option<PreservedArray<abi::Record>>,
 }
 
-/// An iommufd in which nothing changes.
+/// An iommufd whose IOASes do not change.
 struct Hold {
     _ioases: KVec<IoasHold>,
     _iommufd: IommufdHold,
@@ -88,22 +90,18 @@ impl LiveupdateFileHandler for IommufdHandler {
     type Private = Preserved;
 
     fn can_preserve(file: &File) -> bool {
-        Iommufd::is(file)
+        Iommufd::new(file.into()).is_ok()
     }
 
     fn preserve(cx: &Preserve<'_>, state: &mut abi::Iommufd) -> Result<Preserved> {
         let iommufd = Iommufd::new(cx.file().into())?;
         let mut pinned = KVec::new();
-        let mut records = Records::new(cx);
-        save::each_ioas(&iommufd, |id, ioas| {
-            let ioas = ioas.lock();
-            records.add(id, &ioas)?;
+        let records = Records::of(cx, &iommufd, |ioas| {
             pinned.push(ioas.pin()?, GFP_KERNEL)?;
             Ok(())
-        })?;
-        let account_mode = iommufd.account_mode()?;
-        let records = records.preserve()?;
-        *state = save::state(account_mode, records.as_ref());
+        })?
+        .preserve()?;
+        *state = save::state(&iommufd, records.as_ref());
         Ok(Preserved {
             hold: None,
             _pinned: pinned,
@@ -117,21 +115,16 @@ impl LiveupdateFileHandler for IommufdHandler {
 
     fn freeze(cx: &Freeze<'_>, state: &mut abi::Iommufd, preserved: &mut Preserved) -> Result {
         let iommufd = Iommufd::new(cx.file().into())?;
-        let busy = || pr_info!("an iommufd is being changed while the machine reboots\n");
-        let hold = iommufd.try_hold().ok_or(EBUSY).inspect_err(|_| busy())?;
+        let hold = iommufd.try_hold().ok_or(EBUSY)?;
         let mut ioases = KVec::new();
-        let mut records = Records::new(cx);
-        save::each_ioas(&iommufd, |id, ioas| {
-            let ioas = ioas.try_lock().ok_or(EBUSY).inspect_err(|_| busy())?;
-            records.add(id, &ioas)?;
+        let records = Records::of(cx, &iommufd, |ioas| {
             ioases.push(ioas.hold(), GFP_KERNEL)?;
             Ok(())
         })?;
-        let account_mode = iommufd.account_mode()?;
         if !records.are(preserved.records.as_ref()) {
             preserved.records = records.preserve()?;
         }
-        *state = save::state(account_mode, preserved.records.as_ref());
+        *state = save::state(&iommufd, preserved.records.as_ref());
         preserved.hold = Some(Hold {
             _ioases: ioases,
             _iommufd: hold,
@@ -145,7 +138,7 @@ impl LiveupdateFileHandler for IommufdHandler {
 
     fn retrieve(cx: &mut Retrieve<'_>, state: &abi::Iommufd) -> Result<ARef<File>> {
         restore::iommufd(cx, state)
-            .map(Iommufd::into_file)
+            .map(NewIommufd::into_file)
             .inspect_err(|err| pr_err!("token {:#x}: the iommufd is lost: {err:?}\n", cx.token()))
     }
 
@@ -166,7 +159,7 @@ fn handed_over(state: &abi::Iommufd) -> Result<Option<ClaimedArray<abi::Record>>
         ..
     } = *state;
     match nr_records {
-        0 => Ok(None),
+        0 if records == Vmalloc::default() => Ok(None),
         _ => ClaimedArray::new(&records, nr_records)
             .inspect_err(|_| pr_err!("an iommufd came without its {nr_records} records\n"))
             .map(Some),

@@ -2,10 +2,10 @@
 
 //! An iommufd and what is in it; the unsafe code of this handler.
 //!
-//! The C side is `iommufd.c`, which is linked into iommufd.
+//! The C side is `glue.c`, which is linked into iommufd.
 //!
-//! Lock order: the session's mutex, then the lock of one IOAS, then that of one mapping's pages.
-//! Two IOASes are locked at the same time only by trying ([`Ioas::try_lock`]).
+//! An IOAS is only ever locked by trying, but to give it back: a program can keep the lock for as long
+//! as it likes, and whoever preserves its iommufd has the orchestrator's locks.
 
 use kernel::{
     error::{
@@ -57,12 +57,6 @@ pub(crate) enum Object {
 }
 
 impl Iommufd {
-    /// Whether `file` is an iommufd.
-    pub(crate) fn is(file: &File) -> bool {
-        // SAFETY: The file is valid.
-        !unsafe { bindings::luo_iommufd_ctx(file.as_ptr()) }.is_null()
-    }
-
     /// Fails with `EBADFD` if `file` is not an iommufd.
     pub(crate) fn new(file: ARef<File>) -> Result<Self> {
         // SAFETY: The file is valid.
@@ -74,32 +68,19 @@ impl Iommufd {
         })
     }
 
-    /// Opens a new one, without any object.
-    ///
-    /// Errors: `ENOMEM`; `ENFILE`, the system has too many open files.
-    pub(crate) fn create(account_mode: AccountMode) -> Result<Self> {
-        // SAFETY: No requirement.
-        let file = from_err_ptr(unsafe { bindings::luo_iommufd_create(account_mode as u8) })?;
-        // SAFETY: A new file is not null, has one reference and is in nobody's use.
-        Self::new(unsafe { ARef::from_raw(NonNull::new_unchecked(file.cast())) })
-    }
-
-    /// The file itself.
-    pub(crate) fn into_file(self) -> ARef<File> {
-        self.file
-    }
-
-    /// How the pages of new mappings are accounted.
-    pub(crate) fn account_mode(&self) -> Result<AccountMode> {
+    /// Whether new mappings are accounted to a process, and not to a user.
+    pub(crate) fn accounts_process(&self) -> bool {
         // SAFETY: By the type invariant the context is valid.
-        account_mode(unsafe { bindings::luo_iommufd_account_mode(self.ctx.as_ptr()) })
+        unsafe { bindings::luo_iommufd_accounts_process(self.ctx.as_ptr()) }
     }
 
-    /// Whether it serves VFIO's container ioctls: it has an IOAS for them, or a device without an
-    /// IOMMU.
-    pub(crate) fn is_container(&self) -> bool {
-        // SAFETY: By the type invariant the context is valid.
-        unsafe { bindings::luo_iommufd_is_container(self.ctx.as_ptr()) }
+    /// The IOAS that serves VFIO's container ioctls, if there is one, or 0 if these have a device
+    /// without an IOMMU.
+    pub(crate) fn container(&self) -> Option<u32> {
+        let mut id = 0;
+        // SAFETY: By the type invariant the context is valid; `id` is valid for writing.
+        let is = unsafe { bindings::luo_iommufd_container(self.ctx.as_ptr(), &mut id) };
+        is.then_some(id)
     }
 
     /// All objects that are ready for use, with their ids, in the order of these. Objects that come
@@ -127,26 +108,13 @@ impl Iommufd {
         })
     }
 
-    /// Has no IOAS made by ioctl until the hold is dropped; nothing if one is about to be made.
+    /// Has no IOAS made until the hold is dropped, by the same task; nothing if one is about to be
+    /// made.
     pub(crate) fn try_hold(&self) -> Option<IommufdHold> {
         // SAFETY: By the type invariant the context is valid.
         let held = unsafe { bindings::luo_iommufd_hold(self.ctx.as_ptr()) };
         // INVARIANT: As just done.
         held.then(|| IommufdHold(self.clone()))
-    }
-
-    /// Makes an IOAS of this id, in an iommufd that is not in use yet.
-    ///
-    /// Errors: `ENOMEM`; `EBUSY`, the id is taken.
-    pub(crate) fn create_ioas(&self, id: u32) -> Result<NewIoas<'_>> {
-        // SAFETY: By the type invariant the context is valid.
-        let ioas = unsafe { bindings::luo_iommufd_ioas_create(self.ctx.as_ptr(), id) };
-        let ioas = NonNull::new(from_err_ptr(ioas)?).ok_or(ENOMEM)?;
-        // INVARIANT: It is new, and the iommufd keeps it.
-        Ok(NewIoas {
-            ioas,
-            _iommufd: PhantomData,
-        })
     }
 }
 
@@ -158,7 +126,7 @@ fn account_mode(mode: u8) -> Result<AccountMode> {
 ///
 /// # Invariants
 ///
-/// It is held, by this value.
+/// It is held, by this value and by the task that made it.
 pub(crate) struct IommufdHold(Iommufd);
 
 impl Drop for IommufdHold {
@@ -182,18 +150,7 @@ pub(crate) struct Ioas {
 unsafe impl Send for Ioas {}
 
 impl Ioas {
-    /// Locks its mappings and options. May sleep.
-    pub(crate) fn lock(self) -> LockedIoas {
-        // SAFETY: By the type invariant the IOAS is valid.
-        unsafe { bindings::luo_iommufd_ioas_lock(self.ioas.as_ptr()) };
-        // INVARIANT: As just done.
-        LockedIoas {
-            ioas: self,
-            _not_send: NotThreadSafe,
-        }
-    }
-
-    /// Does the same, unless somebody else has the lock.
+    /// Locks its mappings and options, unless somebody else has locked or just uses them.
     pub(crate) fn try_lock(self) -> Option<LockedIoas> {
         // SAFETY: By the type invariant the IOAS is valid.
         let locked = unsafe { bindings::luo_iommufd_ioas_trylock(self.ioas.as_ptr()) };
@@ -274,14 +231,18 @@ impl LockedIoas {
 
     /// Has nobody unmap what is mapped now, and nobody destroy the IOAS, and unlocks it.
     ///
-    /// All mappings have pages. Fails with `ENOMEM`.
+    /// Errors: `ENOMEM`; `EBUSY`, something is just being mapped or unmapped.
     pub(crate) fn pin(self) -> Result<PinnedIoas> {
         let mut areas = KVVec::new();
         for area in self.areas() {
+            // SAFETY: The area was just found in the locked IOAS.
+            if !unsafe { bindings::luo_iommufd_area_is_settled(area.as_ptr()) } {
+                return Err(EBUSY);
+            }
             areas.push(area, GFP_KERNEL)?;
         }
         for area in &areas {
-            // SAFETY: The area is in the locked IOAS.
+            // SAFETY: The area is in the locked IOAS, and settled.
             unsafe { bindings::luo_iommufd_area_pin(area.as_ptr()) };
         }
         // INVARIANT: As just done.
@@ -409,10 +370,44 @@ impl Mapping<'_> {
     }
 }
 
-/// Whether a file is one that is mapped for devices and can be preserved: shared memory.
+/// Whether a file is a memfd that can be preserved.
 pub(crate) fn is_memory(file: &File) -> bool {
     // SAFETY: The file is valid.
     unsafe { bindings::luo_iommufd_is_memory(file.as_ptr()) }
+}
+
+/// An iommufd that is not in use yet.
+pub(crate) struct NewIommufd(Iommufd);
+
+impl NewIommufd {
+    /// Opens one, without any object.
+    ///
+    /// Errors: `ENOMEM`; `ENFILE`, the system has too many open files.
+    pub(crate) fn new(account_process: bool) -> Result<Self> {
+        // SAFETY: No requirement.
+        let file = from_err_ptr(unsafe { bindings::luo_iommufd_create(account_process) })?;
+        // SAFETY: A new file is not null, has one reference and is in nobody's use.
+        Iommufd::new(unsafe { ARef::from_raw(NonNull::new_unchecked(file.cast())) }).map(Self)
+    }
+
+    /// Makes an IOAS of this id.
+    ///
+    /// Errors: `ENOMEM`; `EBUSY`, the id is taken.
+    pub(crate) fn create_ioas(&self, id: u32) -> Result<NewIoas<'_>> {
+        // SAFETY: By its type invariant the context is valid. Nobody else has it yet.
+        let ioas = unsafe { bindings::luo_iommufd_ioas_create(self.0.ctx.as_ptr(), id) };
+        let ioas = NonNull::new(from_err_ptr(ioas)?).ok_or(ENOMEM)?;
+        // INVARIANT: It is new, and the iommufd keeps it.
+        Ok(NewIoas {
+            ioas,
+            _iommufd: PhantomData,
+        })
+    }
+
+    /// The file, to be used.
+    pub(crate) fn into_file(self) -> ARef<File> {
+        self.0.file
+    }
 }
 
 /// An IOAS of an iommufd that is not in use yet.
@@ -422,7 +417,7 @@ pub(crate) fn is_memory(file: &File) -> bool {
 /// `ioas` is an object of the iommufd, which nobody else can destroy.
 pub(crate) struct NewIoas<'a> {
     ioas: NonNull<bindings::iommufd_ioas>,
-    _iommufd: PhantomData<&'a Iommufd>,
+    _iommufd: PhantomData<&'a NewIommufd>,
 }
 
 impl NewIoas<'_> {
@@ -490,7 +485,9 @@ pub(crate) struct Pages {
 impl Pages {
     /// Neither allocates nor pins anything yet. The current process is who is charged for them.
     ///
-    /// Errors: `ENOMEM`; `EINVAL`, no file has such a piece or it is not in whole pages.
+    /// Whether the file has them shows when they are pinned.
+    ///
+    /// Errors: `ENOMEM`; `EINVAL`, they are not whole pages, or none.
     pub(crate) fn new(
         file: &File,
         start: u64,
@@ -498,8 +495,7 @@ impl Pages {
         writable: bool,
         account_mode: AccountMode,
     ) -> Result<Self> {
-        let end = start.checked_add(length).ok_or(EINVAL)?;
-        if (start | length) % PAGE_SIZE as u64 != 0 || i64::try_from(end).is_err() {
+        if (start | length) % PAGE_SIZE as u64 != 0 {
             return Err(EINVAL);
         }
         // SAFETY: The file is valid.

@@ -12,15 +12,14 @@ use crate::{
     handed_over,
     iommufd::{
         self,
-        Iommufd,
         NewIoas,
+        NewIommufd,
         Pages, //
     }, //
 };
 
 use luo_abi::iommufd::{
     self as abi,
-    AccountMode,
     Item, //
 };
 use luo_core::context::Retrieve;
@@ -28,28 +27,30 @@ use luo_core::context::Retrieve;
 /// Makes an iommufd, in one pass over its records.
 ///
 /// Fails with `EINVAL` if a record or their order is wrong, and as fetching the memfds does.
-pub(crate) fn iommufd(cx: &mut Retrieve<'_>, state: &abi::Iommufd) -> Result<Iommufd> {
+pub(crate) fn iommufd(cx: &mut Retrieve<'_>, state: &abi::Iommufd) -> Result<NewIommufd> {
     let records = handed_over(state)?;
-    let account_mode = AccountMode::new(state.account_mode.into()).ok_or(EINVAL)?;
-    if state.flags != 0 {
+    let flags = state.flags;
+    if flags & !abi::Iommufd::ACCOUNT_PROCESS != 0 {
         return Err(EINVAL);
     }
-    let iommufd = Iommufd::create(account_mode)?;
+    let iommufd = NewIommufd::new(flags != 0)?;
     let mut builder = Builder {
         iommufd: &iommufd,
         files: KVVec::new(),
         pages: KVVec::new(),
         ioas: None,
     };
-    for record in records.into_iter().flatten() {
-        builder.add(cx, record?.item().ok_or(EINVAL)?)?;
+    for (i, record) in records.into_iter().flatten().enumerate() {
+        record
+            .and_then(|record| builder.add(cx, record.item().ok_or(EINVAL)?))
+            .inspect_err(|err| pr_err!("record {i} of an iommufd is of no use: {err:?}\n"))?;
     }
     Ok(iommufd)
 }
 
 /// An iommufd that is being made.
 struct Builder<'a> {
-    iommufd: &'a Iommufd,
+    iommufd: &'a NewIommufd,
     files: KVVec<ARef<File>>,
     pages: KVVec<Pages>,
     /// The last one, with its id.

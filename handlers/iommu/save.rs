@@ -9,7 +9,6 @@ use kernel::{
 
 use crate::iommufd::{
     self,
-    Ioas,
     Iommufd,
     LockedIoas,
     MappedPages,
@@ -19,7 +18,6 @@ use crate::iommufd::{
 
 use luo_abi::iommufd::{
     self as abi,
-    AccountMode,
     Item,
     Record, //
 };
@@ -28,35 +26,13 @@ use luo_core::{
     kho::PreservedArray, //
 };
 
-/// Passes on each IOAS of an iommufd, with its id.
-///
-/// Fails with `EOPNOTSUPP` if there is something in the iommufd that cannot be preserved.
-pub(crate) fn each_ioas(iommufd: &Iommufd, mut f: impl FnMut(u32, Ioas) -> Result) -> Result {
-    if iommufd.is_container() {
-        pr_info!("an iommufd that serves VFIO's container ioctls cannot be preserved\n");
-        return Err(EOPNOTSUPP);
-    }
-    for (id, object) in iommufd.objects() {
-        match object {
-            Object::Ioas(ioas) => f(id, ioas)?,
-            Object::ComesBack => (),
-            Object::Lost => {
-                pr_info!("object {id} of an iommufd would be lost, destroy it first\n");
-                return Err(EOPNOTSUPP);
-            }
-        }
-    }
-    Ok(())
-}
-
 /// The state of an iommufd with these records.
-pub(crate) fn state(
-    account_mode: AccountMode,
-    records: Option<&PreservedArray<Record>>,
-) -> abi::Iommufd {
+pub(crate) fn state(iommufd: &Iommufd, records: Option<&PreservedArray<Record>>) -> abi::Iommufd {
     abi::Iommufd {
-        account_mode: account_mode as u32,
-        flags: 0,
+        flags: match iommufd.accounts_process() {
+            true => abi::Iommufd::ACCOUNT_PROCESS,
+            false => 0,
+        },
         nr_records: records.map_or(0, |records| records.entries().len() as u64),
         records: records.map(PreservedArray::descriptor).unwrap_or_default(),
     }
@@ -75,23 +51,54 @@ pub(crate) struct Records<'a, Phase> {
 }
 
 impl<'a, Phase> Records<'a, Phase> {
-    /// None yet.
-    pub(crate) fn new(cx: &'a Saving<'a, Phase>) -> Self {
-        Self {
+    /// Those of an iommufd. Each IOAS is locked, and passed on to `f` when it is recorded.
+    ///
+    /// Errors: `ENOMEM`; `EBUSY`, an IOAS or a mapping is in use in a way that it may change;
+    /// `EOPNOTSUPP`, something would be lost; `EXDEV`, the session does not preserve a memfd that is
+    /// mapped; and those of `f`.
+    pub(crate) fn of(
+        cx: &'a Saving<'a, Phase>,
+        iommufd: &Iommufd,
+        mut f: impl FnMut(LockedIoas) -> Result,
+    ) -> Result<Self> {
+        let mut records = Self {
             cx,
             records: KVVec::new(),
             files: RBTree::new(),
             pages: RBTree::new(),
             nr_files: 0,
             nr_pages: 0,
+        };
+        for (id, object) in iommufd.objects() {
+            match object {
+                Object::Ioas(ioas) => {
+                    let ioas = ioas.try_lock().ok_or(EBUSY).inspect_err(|_| {
+                        records.complain(id, "it is in use, try again");
+                    })?;
+                    records.add(id, &ioas)?;
+                    f(ioas)?;
+                }
+                Object::ComesBack => (),
+                Object::Lost => {
+                    records.complain(id, "it would be lost, destroy it first");
+                    return Err(EOPNOTSUPP);
+                }
+            }
         }
+        if let Some(id) = iommufd.container() {
+            records.complain(id, "it serves VFIO's container ioctls, which would be lost");
+            return Err(EOPNOTSUPP);
+        }
+        Ok(records)
+    }
+
+    fn complain(&self, id: u32, why: &str) {
+        let token = self.cx.token();
+        pr_info!("token {token:#x}, object {id}: {why}\n");
     }
 
     /// Adds an IOAS with all that is in it.
-    ///
-    /// Errors: `ENOMEM`; `EBUSY`, a mapping is just being made or removed; `EOPNOTSUPP`, a mapping is
-    /// not of a memfd; `EBADFD`, it is of one that the session does not preserve.
-    pub(crate) fn add(&mut self, id: u32, ioas: &LockedIoas) -> Result {
+    fn add(&mut self, id: u32, ioas: &LockedIoas) -> Result {
         self.push(Item::Ioas {
             id,
             huge_pages: ioas.huge_pages(),
@@ -102,7 +109,10 @@ impl<'a, Phase> Records<'a, Phase> {
         for (iova, mapping) in ioas.mappings() {
             mapping
                 .and_then(|mapping| self.add_mapping(&mapping))
-                .inspect_err(|err| pr_info!("IOAS {id}, IOVA {iova:#x}: {}\n", reason(*err)))?;
+                .inspect_err(|err| {
+                    let (token, why) = (self.cx.token(), reason(*err));
+                    pr_info!("token {token:#x}, IOAS {id}, IOVA {iova:#x}: {why}\n");
+                })?;
         }
         Ok(())
     }
@@ -152,7 +162,7 @@ impl<'a, Phase> Records<'a, Phase> {
         if !iommufd::is_memory(pages.file) {
             return Err(EOPNOTSUPP);
         }
-        let token = self.cx.token_of(pages.file).ok_or(EBADFD)?;
+        let token = self.cx.token_of(pages.file).ok_or(EXDEV)?;
         self.push(Item::File { token })?;
         let number = next(&mut self.nr_files)?;
         self.files.try_create_and_insert(id, number, GFP_KERNEL)?;
@@ -185,9 +195,11 @@ fn next(count: &mut u32) -> Result<u32> {
 /// What a user can do about a mapping that is not preserved.
 fn reason(err: Error) -> &'static str {
     match err {
-        EBADFD => "preserve the memfd that is mapped here first, in the same session",
+        EXDEV => "preserve the memfd that is mapped here first, in the same session",
         EBUSY => "this is just being mapped or unmapped, try again",
-        EOPNOTSUPP => "only memfds can be mapped here, and by descriptor (IOMMU_IOAS_MAP_FILE)",
-        _ => "this cannot be preserved",
+        EOPNOTSUPP => {
+            "this is no memfd, or one in huge pages, or it was not mapped by IOMMU_IOAS_MAP_FILE"
+        }
+        _ => "there is no memory to preserve this",
     }
 }

@@ -37,10 +37,8 @@ pub const COMPATIBLE: &core::ffi::CStr = c"iommufd-ioas-v1";
 )]
 #[repr(C, packed)]
 pub struct Iommufd {
-    /// How the pages of mappings made from now on are accounted: an [`AccountMode`].
-    pub account_mode: u32,
-    /// No flag is defined: 0.
-    pub flags: u32,
+    /// [`Iommufd::ACCOUNT_PROCESS`] or 0.
+    pub flags: u64,
     /// Number of [`Record`]s; 0 if there is no IOAS.
     pub nr_records: u64,
     /// The array of [`Record`]s; all zero if there is none.
@@ -49,17 +47,22 @@ pub struct Iommufd {
 
 assert_layout!(
     Iommufd, size 32,
-    account_mode at 0, flags at 4, nr_records at 8, records at 16,
+    flags at 0, nr_records at 8, records at 16,
 );
+
+impl Iommufd {
+    /// New mappings are accounted to a process, and not to a user (`IOMMU_OPTION_RLIMIT_MODE`).
+    pub const ACCOUNT_PROCESS: u64 = 1 << 0;
+}
 
 /// How pinned pages are counted against a limit (`IOPT_PAGES_ACCOUNT_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccountMode {
-    /// They are not: their owner may lock any amount of memory.
+    /// They are not: whoever mapped them may lock any amount of memory.
     None = 0,
-    /// For the user.
+    /// Those of the user.
     User = 1,
-    /// For the process (`IOMMU_OPTION_RLIMIT_MODE`).
+    /// Those of the process.
     Process = 2,
 }
 
@@ -185,9 +188,9 @@ impl From<Item> for Record {
                 account_mode,
             } => {
                 let account_mode = account_mode as u64;
-                (PAGES, writable as u16, file, [start, length, account_mode])
+                (PAGES, writable.into(), file, [start, length, account_mode])
             }
-            Item::Ioas { id, huge_pages } => (IOAS, !huge_pages as u16, id, [0; 3]),
+            Item::Ioas { id, huge_pages } => (IOAS, (!huge_pages).into(), id, [0; 3]),
             Item::Range { start, last } => (RANGE, 0, 0, [start, last, 0]),
             Item::Mapping {
                 pages,
@@ -197,7 +200,7 @@ impl From<Item> for Record {
                 readable,
                 writeable,
             } => {
-                let flags = readable as u16 | (writeable as u16) << 1;
+                let flags = u16::from(readable) | u16::from(writeable) << 1;
                 (MAPPING, flags, pages, [iova, length, start])
             }
         };

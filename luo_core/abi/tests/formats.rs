@@ -411,8 +411,7 @@ fn nothing_in_a_record_of_an_iommufd_is_ignored() {
 #[test]
 fn an_iommufd_s_state_is_as_documented() {
     let state = Iommufd {
-        account_mode: 1,
-        flags: 0,
+        flags: Iommufd::ACCOUNT_PROCESS,
         nr_records: 3,
         records: Vmalloc {
             first: 0x4000,
@@ -422,8 +421,7 @@ fn an_iommufd_s_state_is_as_documented() {
         },
     };
     let bytes = concat(&[
-        &1u32.to_ne_bytes(),
-        &0u32.to_ne_bytes(),
+        &1u64.to_ne_bytes(),
         &3u64.to_ne_bytes(),
         state.records.as_bytes(),
     ]);

@@ -7,19 +7,28 @@
  *
  * This relies on, in drivers/iommu/iommufd:
  *
- * - An area with num_locks is not unmapped, and one with num_accesses is not
- *   split, so that an area with both stays as it is. They are counted under
- *   iova_rwsem, or under pages->mutex as well.
- * - An object with more users than one is not destroyed.
- * - Whoever maps, unmaps or sets an option of an IOAS takes its iova_rwsem for
- *   writing. Whoever makes an IOAS by ioctl takes ioas_creation_lock.
- * - iopt_map_pages() takes a list of struct iopt_pages_list, which only
- *   io_pagetable.c defines. It is repeated here, and iommufd.mk checks that it
- *   is the same.
- * - An open iommufd keeps its context in private_data, and the context points
- *   back to the file. Opening does nothing else to a file and ignores the
- *   inode.
- * - iommufd_global_device() is the misc device.
+ * Areas. One with num_locks is not unmapped, and one with num_accesses is not
+ * split, so one with both stays, as it is. These change under iova_rwsem, held
+ * for reading with pages->mutex or for writing. One without pages, or with
+ * prevent_access, is just being mapped or unmapped. What the mapping and its
+ * pages are does not change.
+ *
+ * Objects. One with more users than one is not destroyed. The array gives up
+ * its own user, and the object, under its lock. xa_alloc() gives the lowest id,
+ * and an id is reserved by a zero entry until the object is finalized.
+ *
+ * Locks. Whoever maps, unmaps or sets an option of an IOAS takes its iova_rwsem
+ * for writing, and IOMMU_IOAS_ALLOC takes ioas_creation_lock. vfio_ioas changes
+ * under the lock of the array.
+ *
+ * Mapping. iopt_map_pages() takes a list of struct iopt_pages_list, which only
+ * io_pagetable.c defines, and leaves on it what it did not map. The structure is
+ * repeated here, and iommufd.mk checks that it is the same. Pages belong to
+ * current->mm, and how they are accounted can be set until they are mapped.
+ *
+ * Files. An open iommufd keeps its context in private_data, and the context
+ * points back to the file. To open and to release does nothing else to a file,
+ * and ignores the inode. iommufd_global_device() is the misc device.
  */
 
 #include <linux/anon_inodes.h>
@@ -33,7 +42,7 @@
 #include <drivers/iommu/iommufd/io_pagetable.h>
 #include <drivers/iommu/iommufd/iommufd_private.h>
 
-#include "iommufd.h"
+#include "glue.h"
 
 #define EXPORT_LUO(name) EXPORT_SYMBOL_FOR_MODULES(name, "luo_iommu")
 
@@ -55,31 +64,36 @@ struct iommufd_ctx *luo_iommufd_ctx(struct file *file)
 }
 EXPORT_LUO(luo_iommufd_ctx);
 
-/* Whether @file can hold memory that is mapped for devices and preserved. */
+/* Whether @file is a memfd that can be preserved, or as nameless as one. */
 bool luo_iommufd_is_memory(struct file *file)
 {
-	return shmem_file(file);
+	return shmem_file(file) && !file_inode(file)->i_nlink;
 }
 EXPORT_LUO(luo_iommufd_is_memory);
 
-u8 luo_iommufd_account_mode(struct iommufd_ctx *ictx)
+/* Whether new mappings are accounted to a process, and not to a user. */
+bool luo_iommufd_accounts_process(struct iommufd_ctx *ictx)
 {
-	return ictx->account_mode;
+	return ictx->account_mode == IOPT_PAGES_ACCOUNT_MM;
 }
-EXPORT_LUO(luo_iommufd_account_mode);
+EXPORT_LUO(luo_iommufd_accounts_process);
 
-/* Whether VFIO's container ioctls have something to work on. */
-bool luo_iommufd_is_container(struct iommufd_ctx *ictx)
+/*
+ * Whether VFIO's container ioctls have something to work on: the IOAS @id, or
+ * devices without an IOMMU.
+ */
+bool luo_iommufd_container(struct iommufd_ctx *ictx, u32 *id)
 {
 	bool ret;
 
 	xa_lock(&ictx->objects);
 	ret = ictx->vfio_ioas || ictx->no_iommu_mode;
+	*id = ictx->vfio_ioas ? ictx->vfio_ioas->obj.id : 0;
 	xa_unlock(&ictx->objects);
 
 	return ret;
 }
-EXPORT_LUO(luo_iommufd_is_container);
+EXPORT_LUO(luo_iommufd_container);
 
 /*
  * The object with the smallest id from *@id on, which is its id then. An IOAS is
@@ -100,7 +114,6 @@ enum luo_iommufd_object luo_iommufd_next(struct iommufd_ctx *ictx, u32 *id,
 	*id = index;
 	switch (obj->type) {
 	case IOMMUFD_OBJ_IOAS:
-		/* The array's own user goes, with the object, under its lock. */
 		refcount_inc(&obj->users);
 		*ioas = container_of(obj, struct iommufd_ioas, obj);
 		ret = LUO_IOMMUFD_IOAS;
@@ -125,8 +138,9 @@ unlock:
 EXPORT_LUO(luo_iommufd_next);
 
 /*
- * Has no ioctl make an IOAS until luo_iommufd_unhold(), unless one is about to.
- * A hold does not count as a lock of the task: it may end with the machine.
+ * Keeps IOMMU_IOAS_ALLOC waiting until luo_iommufd_unhold(), by the same task,
+ * unless one is about to be done. To lockdep a hold is no lock: it may end with
+ * the machine, and there can be more than it can count.
  */
 bool luo_iommufd_hold(struct iommufd_ctx *ictx)
 {
@@ -178,8 +192,8 @@ void luo_iommufd_ioas_unlock(struct iommufd_ioas *ioas)
 EXPORT_LUO(luo_iommufd_ioas_unlock);
 
 /*
- * Turns the lock into a hold as luo_iommufd_hold() does: what is mapped can be
- * used, but not changed.
+ * Turns the lock into a hold as luo_iommufd_hold() does. What is mapped cannot be
+ * changed, but used in the kernel, until somebody waits to change it.
  */
 void luo_iommufd_ioas_hold(struct iommufd_ioas *ioas)
 {
@@ -220,6 +234,15 @@ struct iopt_area *luo_iommufd_next_area(struct iommufd_ioas *ioas,
 }
 EXPORT_LUO(luo_iommufd_next_area);
 
+/* Whether an area is not just being mapped or unmapped. */
+bool luo_iommufd_area_is_settled(struct iopt_area *area)
+{
+	lockdep_assert_held(&area->iopt->iova_rwsem);
+
+	return area->pages && !area->prevent_access;
+}
+EXPORT_LUO(luo_iommufd_area_is_settled);
+
 /*
  * Describes an area of a locked IOAS. Its IOVA and length are stored in any
  * case. Fails with -EBUSY if it is just being mapped or unmapped, and with
@@ -230,11 +253,11 @@ int luo_iommufd_area_mapping(struct iopt_area *area,
 {
 	struct iopt_pages *pages = area->pages;
 
-	lockdep_assert_held_write(&area->iopt->iova_rwsem);
+	lockdep_assert_held(&area->iopt->iova_rwsem);
 
 	mapping->iova = iopt_area_iova(area);
 	mapping->length = iopt_area_length(area);
-	if (!pages || area->prevent_access)
+	if (!luo_iommufd_area_is_settled(area))
 		return -EBUSY;
 	if (pages->type != IOPT_ADDRESS_FILE ||
 	    area->iommu_prot & ~(IOMMU_READ | IOMMU_WRITE | IOMMU_CACHE))
@@ -253,15 +276,13 @@ int luo_iommufd_area_mapping(struct iopt_area *area,
 }
 EXPORT_LUO(luo_iommufd_area_mapping);
 
-/* Has nobody unmap or split an area of a locked IOAS. */
+/* Has nobody unmap or split a settled area of a locked IOAS. */
 void luo_iommufd_area_pin(struct iopt_area *area)
 {
 	lockdep_assert_held_write(&area->iopt->iova_rwsem);
 
-	mutex_lock(&area->pages->mutex);
 	area->num_accesses++;
 	area->num_locks++;
-	mutex_unlock(&area->pages->mutex);
 }
 EXPORT_LUO(luo_iommufd_area_pin);
 
@@ -269,15 +290,13 @@ void luo_iommufd_area_unpin(struct iopt_area *area)
 {
 	lockdep_assert_held_write(&area->iopt->iova_rwsem);
 
-	mutex_lock(&area->pages->mutex);
 	area->num_locks--;
 	area->num_accesses--;
-	mutex_unlock(&area->pages->mutex);
 }
 EXPORT_LUO(luo_iommufd_area_unpin);
 
 /* A new iommufd, as if it were opened, but without a device node. */
-struct file *luo_iommufd_create(u8 account_mode)
+struct file *luo_iommufd_create(bool account_process)
 {
 	struct miscdevice *misc = dev_get_drvdata(iommufd_global_device());
 	/* Once there is a file with these operations, it has to have a context. */
@@ -297,7 +316,8 @@ struct file *luo_iommufd_create(u8 account_mode)
 		return file;
 	}
 	ictx->file = file;
-	ictx->account_mode = account_mode;
+	if (account_process)
+		ictx->account_mode = IOPT_PAGES_ACCOUNT_MM;
 	return file;
 }
 EXPORT_LUO(luo_iommufd_create);
@@ -336,7 +356,10 @@ int luo_iommufd_ioas_no_huge_pages(struct iommufd_ioas *ioas)
 }
 EXPORT_LUO(luo_iommufd_ioas_no_huge_pages);
 
-/* Adds an allowed range. Fails with -EINVAL if it is none or overlaps another. */
+/*
+ * Adds an allowed range to an IOAS that has no device yet, so that no range is
+ * reserved. Fails with -EINVAL if it is none or overlaps another.
+ */
 int luo_iommufd_ioas_allow(struct iommufd_ioas *ioas, unsigned long start,
 			   unsigned long last)
 {
@@ -355,8 +378,6 @@ int luo_iommufd_ioas_allow(struct iommufd_ioas *ioas, unsigned long start,
 	down_write(&iopt->iova_rwsem);
 	if (iopt_allowed_iter_first(iopt, start, last))
 		err = -EINVAL;
-	else if (iopt_reserved_iter_first(iopt, start, last))
-		err = -EADDRINUSE;
 	else
 		interval_tree_insert(&allowed->node, &iopt->allowed_itree);
 	up_write(&iopt->iova_rwsem);

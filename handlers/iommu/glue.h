@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 
 /*
- * What luo_iommu calls of iommufd; see iommufd.c for what each does. Nothing
+ * What luo_iommu calls of iommufd; see glue.c for what each does. Nothing
  * here shows how iommufd keeps its objects.
  */
 
-#ifndef _LUO_IOMMUFD_H
-#define _LUO_IOMMUFD_H
+#ifndef _LUO_IOMMU_GLUE_H
+#define _LUO_IOMMU_GLUE_H
 
 #include <linux/types.h>
 
@@ -50,8 +50,8 @@ struct luo_iommufd_mapping {
 
 struct iommufd_ctx *luo_iommufd_ctx(struct file *file);
 bool luo_iommufd_is_memory(struct file *file);
-u8 luo_iommufd_account_mode(struct iommufd_ctx *ictx);
-bool luo_iommufd_is_container(struct iommufd_ctx *ictx);
+bool luo_iommufd_accounts_process(struct iommufd_ctx *ictx);
+bool luo_iommufd_container(struct iommufd_ctx *ictx, u32 *id);
 enum luo_iommufd_object luo_iommufd_next(struct iommufd_ctx *ictx, u32 *id,
 					 struct iommufd_ioas **ioas);
 bool luo_iommufd_hold(struct iommufd_ctx *ictx);
@@ -70,12 +70,13 @@ struct iopt_allowed *luo_iommufd_next_allowed(struct iommufd_ioas *ioas,
 					      unsigned long *last);
 struct iopt_area *luo_iommufd_next_area(struct iommufd_ioas *ioas,
 					struct iopt_area *area);
+bool luo_iommufd_area_is_settled(struct iopt_area *area);
 int luo_iommufd_area_mapping(struct iopt_area *area,
 			     struct luo_iommufd_mapping *mapping);
 void luo_iommufd_area_pin(struct iopt_area *area);
 void luo_iommufd_area_unpin(struct iopt_area *area);
 
-struct file *luo_iommufd_create(u8 account_mode);
+struct file *luo_iommufd_create(bool account_process);
 struct iommufd_ioas *luo_iommufd_ioas_create(struct iommufd_ctx *ictx, u32 id);
 int luo_iommufd_ioas_no_huge_pages(struct iommufd_ioas *ioas);
 int luo_iommufd_ioas_allow(struct iommufd_ioas *ioas, unsigned long start,
