@@ -495,7 +495,10 @@ impl Pages {
         writable: bool,
         account_mode: AccountMode,
     ) -> Result<Self> {
-        if (start | length) % PAGE_SIZE as u64 != 0 {
+        let last = length
+            .checked_sub(1)
+            .and_then(|last| start.checked_add(last));
+        if last.is_none() || (start | length) % PAGE_SIZE as u64 != 0 {
             return Err(EINVAL);
         }
         // SAFETY: The file is valid.

@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 
-const NAMES: [(Errno, &str); 27] = [
+const NAMES: [(Errno, &str); 28] = [
     (Errno::PERM, "EPERM"),
     (Errno::NOENT, "ENOENT"),
     (Errno::IO, "EIO"),
@@ -17,6 +17,7 @@ const NAMES: [(Errno, &str); 27] = [
     (Errno::FAULT, "EFAULT"),
     (Errno::BUSY, "EBUSY"),
     (Errno::EXIST, "EEXIST"),
+    (Errno::XDEV, "EXDEV"),
     (Errno::NODEV, "ENODEV"),
     (Errno::INVAL, "EINVAL"),
     (Errno::MFILE, "EMFILE"),

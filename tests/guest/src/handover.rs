@@ -4,10 +4,11 @@
 
 use crate::procfs;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use luo_abi::block;
+use luo_abi::iommufd::{Iommufd, Record};
 use luo_abi::kho::Vmalloc;
 use luo_abi::luo;
 use luo_abi::memfd::{Folio, Memfd};
+use luo_abi::{Text, block};
 use rustix::param::page_size;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -99,16 +100,37 @@ impl Memory {
 
     /// Reads the list of a memfd's folios, each with its own address.
     pub fn folios(&self, memfd: &Memfd) -> Result<Vec<At<Folio>>> {
-        let pages = self.vmalloc_pages(&memfd.folios)?;
-        let per_page = page_size() / size_of::<Folio>();
-        (0..memfd.nr_folios)
+        self.array(&memfd.folios, memfd.nr_folios)
+    }
+
+    /// Reads the records of an iommufd, each with its own address.
+    pub fn records(&self, iommufd: &Iommufd) -> Result<Vec<At<Record>>> {
+        self.array(&iommufd.records, iommufd.nr_records)
+    }
+
+    /// Reads the entries of a preserved area that is an array of so many.
+    fn array<T: FromBytes>(&self, area: &Vmalloc, len: u64) -> Result<Vec<At<T>>> {
+        let pages = self.vmalloc_pages(area)?;
+        let per_page = page_size() / size_of::<T>();
+        (0..len)
             .map(|i| {
                 let page = usize::try_from(i)? / per_page;
-                let offset = (usize::try_from(i)? % per_page) * size_of::<Folio>();
-                let pa = pages.get(page).context("the list of folios is short")?;
+                let offset = (usize::try_from(i)? % per_page) * size_of::<T>();
+                let pa = pages.get(page).context("an area is short")?;
                 self.read(pa + offset as u64)
             })
             .collect()
+    }
+
+    /// Reads the files of a session.
+    pub fn files(&self, header: &luo::Header, session: &str) -> Result<Vec<At<luo::File>>> {
+        let name = Text::new(session.as_bytes()).context("a session's name")?;
+        let blocks = self.chain::<luo::Session>(header.sessions_pa)?;
+        let mut sessions = blocks.iter().flat_map(|block| &block.entries);
+        let found = sessions.find(|found| found.value.name == name);
+        let found = found.with_context(|| format!("there is no session {session}"))?;
+        let blocks = self.chain(found.value.files_pa)?;
+        Ok(blocks.into_iter().flat_map(|block| block.entries).collect())
     }
 
     /// The addresses of a preserved area's pages.

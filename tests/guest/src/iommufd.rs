@@ -181,6 +181,15 @@ impl Iommufd {
         self.unmap(ioas, 0, u64::MAX)
     }
 
+    /// Charges this process for all that is pinned.
+    pub fn change_process(&self) -> Result<(), Errno> {
+        let arg = iommu_ioas_change_process {
+            size: size::<iommu_ioas_change_process>(),
+            ..Default::default()
+        };
+        self.call(IOMMUFD_CMD_IOAS_CHANGE_PROCESS, arg).map(drop)
+    }
+
     /// The IOVAs that may be mapped: the first and last of each range.
     pub fn iova_ranges(&self, ioas: u32) -> Result<Vec<(u64, u64)>, Errno> {
         let mut ranges = [iommu_iova_range::default(); 64];

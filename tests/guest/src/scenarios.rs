@@ -14,6 +14,7 @@ pub mod file;
 pub mod flb;
 pub mod interop;
 pub mod ioctl;
+pub mod iommu;
 pub mod memfd;
 pub mod memory;
 pub mod modprobe;

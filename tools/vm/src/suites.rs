@@ -8,6 +8,7 @@ mod cost;
 mod demo;
 mod graft;
 mod host;
+mod iommu_cost;
 mod kunit;
 mod sample;
 mod scenarios;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Job> {
     jobs.extend(scenarios::long());
     jobs.extend(compile_fail::jobs());
     jobs.extend(cost::jobs());
+    jobs.extend(iommu_cost::jobs());
     jobs.extend(selftests::jobs());
     jobs.extend(compare::jobs());
     jobs.extend(scenarios::short());

@@ -12,6 +12,7 @@ use crate::handover::{At, Memory, outgoing_header};
 use crate::kmsg;
 use crate::procfs;
 use crate::registry::{Group, Scenario, Stage};
+use crate::scenarios::iommu;
 use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::{Device, Errno, SessionName, Token};
 use luo_abi::luo;
@@ -147,7 +148,11 @@ fn hand_over(context: &mut Context<'_>, how: &str) -> Result<()> {
     for i in 0..60 {
         context.keep(create(&format!("plain-{i}"))?);
     }
+    start_spoiling(how)
+}
 
+/// Starts the program that spoils this kernel's handover when all of it is written.
+pub fn start_spoiling(how: &str) -> Result<()> {
     procfs::write("/proc/sys/kernel/modprobe", "/init")?;
     let unknown = format!("luo-{how}");
     std::thread::spawn(move || {
@@ -158,7 +163,8 @@ fn hand_over(context: &mut Context<'_>, how: &str) -> Result<()> {
     wait_for("the program that spoils", || Path::new(READY).exists())
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+/// Waits until something is so, but not for ever.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !done() {
         ensure!(start.elapsed() < Duration::from_secs(60), "{what} is late");
@@ -188,7 +194,13 @@ fn spoil(how: &str) -> Result<()> {
         let lines = log.lines().unwrap_or_default();
         lines.iter().any(|line| line.contains(WRITTEN))
     })?;
-    Handover { memory, pa }.spoil(how)?;
+    match how {
+        iommu::corrupt::HOW => {
+            let header: At<luo::Header> = memory.read(pa)?;
+            iommu::corrupt::spoil(&memory, &header.value)?;
+        }
+        _ => Handover { memory, pa }.spoil(how)?,
+    }
     kmsg::remark(format!("spoilt: {how}"));
     Ok(())
 }

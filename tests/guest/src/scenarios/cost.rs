@@ -44,7 +44,7 @@ fn allow_files(n: u64) -> Result<()> {
 }
 
 /// Does something so many times and reports how long it took.
-fn measure<T>(what: &str, n: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn measure<T>(what: &str, n: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let (result, time) = timed(work);
     let result = result?;
     kmsg::event(&Event::Measured {

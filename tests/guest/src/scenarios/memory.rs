@@ -78,7 +78,7 @@ fn big_after(_: &mut Context<'_>) -> Result<()> {
     data::expect_bytes(&hash, 0, about.sha256.as_bytes()).context("another hash")
 }
 
-const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+pub const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const LARGE: u64 = 32 * MIB;
 
 fn large_before(context: &mut Context<'_>) -> Result<()> {
@@ -175,7 +175,7 @@ fn keep_64_mib(context: &mut Context<'_>, name: &str) -> Result<()> {
 }
 
 /// Expects that `free` frees 64 MiB, give or take what else goes on.
-fn expect_freed(free: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn expect_freed(free: impl FnOnce() -> Result<()>) -> Result<()> {
     // Without this, each processor keeps so many pages for itself that they hide what is freed.
     procfs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "100000")?;
     let before = procfs::meminfo("MemFree")?;

@@ -2,12 +2,14 @@
 
 //! What live update costs, in instructions.
 
+use super::iommu_cost;
 use crate::run::Outcome;
 use crate::suite::{Job, Report, boot, last};
 use crate::vm::Config;
 use anyhow::{Context, Result, bail};
 use luo_guest::protocol::Event;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 /// How many, and how many more.
@@ -29,7 +31,7 @@ const LINEAR: [&str; 5] = [
 const OTHERS: [&str; 2] = ["finish sessions", "finish files"];
 
 /// What took how many nanoseconds.
-type Costs = BTreeMap<String, u64>;
+pub type Costs = BTreeMap<String, u64>;
 
 /// That cost grows with the number.
 pub fn jobs() -> Vec<Job> {
@@ -49,34 +51,61 @@ pub fn jobs() -> Vec<Job> {
 
 fn judge(few: &Costs, many: &Costs, test: &str, time: Duration) -> Result<Duration, String> {
     let what = test.replace('-', " ");
-    let (Some(few), Some(many)) = (few.get(&what), many.get(&what)) else {
+    let (few, many) = ((FEW, few.get(&what)), (MANY, many.get(&what)));
+    at_most(LIMIT, few, many).map(|()| time)
+}
+
+/// Expects that what `many` cost is at most so many times what `few` cost.
+pub fn at_most(
+    limit: f64,
+    few: (impl Display, Option<&u64>),
+    many: (impl Display, Option<&u64>),
+) -> Result<(), String> {
+    let (few_name, many_name) = (few.0, many.0);
+    let (Some(few), Some(many)) = (few.1, many.1) else {
         return Err("it was not measured".to_owned());
     };
     if *few == 0 {
-        return Err(format!("{FEW} cost nothing, so nothing was measured"));
+        return Err(format!("{few_name} cost nothing, so nothing was measured"));
     }
     let ratio = *many as f64 / *few as f64;
-    if ratio > LIMIT {
+    if ratio > limit {
         return Err(format!(
-            "{MANY} cost {ratio:.2} times what {FEW} cost ({} and {} ms); {LIMIT} is the limit",
-            many / 1_000_000,
-            few / 1_000_000
+            "{many_name} cost {ratio:.3} times what {few_name} cost ({} and {} us); \
+             {limit} is the limit",
+            many / 1_000,
+            few / 1_000
         ));
     }
-    Ok(time)
+    Ok(())
 }
 
 fn measure(flavour: &str, n: u64) -> Result<Costs> {
+    run("cost", flavour, n, |config| config.memory = 2048)
+}
+
+/// Runs a scenario that measures so many of something, in two kernels.
+pub fn run(
+    scenario: &str,
+    flavour: &str,
+    n: u64,
+    adjust: impl FnOnce(&mut Config),
+) -> Result<Costs> {
     let mut config = Config::new([flavour; 2]);
     config.count_instructions = true;
     config.cpus = 1;
-    config.memory = 2048;
     config.silence = Duration::from_secs(300);
     config.total = Duration::from_secs(1200);
-    config.scenarios = vec!["cost".to_owned()];
+    config.scenarios = vec![scenario.to_owned()];
     config.args.insert("n".to_owned(), n.to_string());
-    let outcome = boot(&format!("cost {flavour} {n}"), &config)?;
-    if let Err(why) = outcome.scenario_alone("cost", 2) {
+    adjust(&mut config);
+    let args: Vec<_> = config
+        .args
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let outcome = boot(&format!("{scenario} {flavour} {}", args.join(" ")), &config)?;
+    if let Err(why) = outcome.scenario_alone(scenario, 2) {
         bail!("{flavour}, {n}: {why}\n{}", outcome.tail().join("\n"));
     }
     Ok(costs(&outcome, n))
@@ -133,6 +162,7 @@ pub fn bench() -> Result<bool> {
             println!("{:>14.2}", many as f64 / few as f64);
         }
     }
+    iommu_cost::bench()?;
     Ok(true)
 }
 

@@ -26,6 +26,8 @@ pub fn long() -> Vec<Job> {
     }
     jobs.push(shared("c", &WITHOUT_MODULE));
     jobs.push(shared("rust-cmemfd", &WITHOUT_MODULE));
+    jobs.extend(iommu("rust"));
+    jobs.extend(iommu("rust-cmemfd"));
     jobs
 }
 
@@ -44,6 +46,7 @@ pub fn debug() -> Vec<Job> {
     ];
     jobs.extend(sdk(DEBUG));
     jobs.extend(vmm(DEBUG));
+    jobs.extend(iommu(DEBUG));
     jobs
 }
 
@@ -143,8 +146,39 @@ fn group(name: &str) -> &'static Group {
     found.unwrap_or_else(|| unreachable!("there is no group {name}"))
 }
 
+/// Machines for iommufds.
+fn iommu(flavour: &'static str) -> Vec<Job> {
+    let mut config = Config::new([flavour; 2]);
+    with_edu(&mut config);
+    // The last one keeps the device.
+    let mut groups = vec!["iommu", "iommu-refused", "iommu-preserved", "iommu-device"];
+    let mut jobs = vec![
+        machine("iommu-module", &[flavour; 2], |config| {
+            config.modprobe = true;
+        }),
+        machine("iommu-format", &[flavour; 3], |_| {}),
+    ];
+    // The others need the module for callbacks.
+    if flavour != "rust-cmemfd" {
+        groups.insert(groups.len() - 1, "iommu-reboot");
+        jobs.push(machine("iommu-corrupt", &[flavour; 2], |_| {}));
+        jobs.push(machine("iommu-many", &[flavour; 2], |config| {
+            if flavour == DEBUG {
+                config.args.insert("n".to_owned(), "20000".to_owned());
+            }
+        }));
+    }
+    jobs.insert(0, together(config, flavour, &groups));
+    jobs
+}
+
 /// Several groups in one machine, in a chain of two kernels of one flavour.
 fn shared(flavour: &'static str, groups: &[&str]) -> Job {
+    together(Config::new([flavour; 2]), flavour, groups)
+}
+
+/// Several groups in one machine.
+fn together(mut config: Config, flavour: &str, groups: &[&str]) -> Job {
     let tests = groups
         .iter()
         .flat_map(|name| {
@@ -154,7 +188,6 @@ fn shared(flavour: &'static str, groups: &[&str]) -> Job {
         .collect();
     let name = format!("{}/{flavour}", groups.join("+"));
     Job::new(name.clone(), tests, move |tests| {
-        let mut config = Config::new([flavour; 2]);
         config.scenarios = tests.iter().map(|test| last(test).to_owned()).collect();
         let outcome = boot(&name, &config)?;
         let report = |test: &String| {
