@@ -44,7 +44,7 @@ pub const GROUPS: &[Group] = &[
     scenarios::off::GROUP,
     scenarios::cost::GROUP,
     scenarios::device::GROUP,
-    scenarios::iommu::GROUP,
+    scenarios::iommu::comes_over::GROUP,
     scenarios::iommu::refused::GROUP,
     scenarios::iommu::preserved::GROUP,
     scenarios::iommu::reboot::GROUP,
