@@ -18,8 +18,8 @@
  * and an id is reserved by a zero entry until the object is finalized.
  *
  * Locks. Whoever maps, unmaps or sets an option of an IOAS takes its iova_rwsem
- * for writing, and IOMMU_IOAS_ALLOC takes ioas_creation_lock. vfio_ioas changes
- * under the lock of the array.
+ * for writing. IOMMU_IOAS_ALLOC and IOMMU_IOAS_CHANGE_PROCESS take
+ * ioas_creation_lock. vfio_ioas changes under the lock of the array.
  *
  * Mapping. iopt_map_pages() takes a list of struct iopt_pages_list, which only
  * io_pagetable.c defines, and leaves on it what it did not map. The structure is
@@ -138,8 +138,8 @@ unlock:
 EXPORT_LUO(luo_iommufd_next);
 
 /*
- * Keeps IOMMU_IOAS_ALLOC waiting until luo_iommufd_unhold(), by the same task,
- * unless one is about to be done. To lockdep a hold is no lock: it may end with
+ * Keeps IOMMU_IOAS_ALLOC and IOMMU_IOAS_CHANGE_PROCESS waiting until
+ * luo_iommufd_unhold(), by the same task, unless one is just being done. To lockdep a hold is no lock: it may end with
  * the machine, and there can be more than it can count.
  */
 bool luo_iommufd_hold(struct iommufd_ctx *ictx)
@@ -192,8 +192,8 @@ void luo_iommufd_ioas_unlock(struct iommufd_ioas *ioas)
 EXPORT_LUO(luo_iommufd_ioas_unlock);
 
 /*
- * Turns the lock into a hold as luo_iommufd_hold() does. What is mapped cannot be
- * changed, but used in the kernel, until somebody waits to change it.
+ * Turns the lock into a hold as luo_iommufd_hold() does. Nobody can change what
+ * is mapped. Drivers can use it, until somebody waits to change it.
  */
 void luo_iommufd_ioas_hold(struct iommufd_ioas *ioas)
 {

@@ -115,7 +115,10 @@ impl LiveupdateFileHandler for IommufdHandler {
 
     fn freeze(cx: &Freeze<'_>, state: &mut abi::Iommufd, preserved: &mut Preserved) -> Result {
         let iommufd = Iommufd::new(cx.file().into())?;
-        let hold = iommufd.try_hold().ok_or(EBUSY)?;
+        let hold = iommufd.try_hold().ok_or(EBUSY).inspect_err(|_| {
+            let token = cx.token();
+            pr_info!("token {token:#x}: IOASes are just being made or changed, try again\n");
+        })?;
         let mut ioases = KVec::new();
         let records = Records::of(cx, &iommufd, |ioas| {
             ioases.push(ioas.hold(), GFP_KERNEL)?;

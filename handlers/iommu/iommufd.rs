@@ -46,7 +46,7 @@ pub(crate) struct Iommufd {
 // SAFETY: Contexts and files are bound to no task.
 unsafe impl Send for Iommufd {}
 
-/// What becomes of an object that is no IOAS.
+/// What an object is to a live update.
 pub(crate) enum Object {
     /// An address space.
     Ioas(Ioas),
@@ -108,8 +108,8 @@ impl Iommufd {
         })
     }
 
-    /// Has no IOAS made until the hold is dropped, by the same task; nothing if one is about to be
-    /// made.
+    /// Has no IOAS made and no process changed until the hold is dropped, by the same task; nothing
+    /// if that is just being done.
     pub(crate) fn try_hold(&self) -> Option<IommufdHold> {
         // SAFETY: By the type invariant the context is valid.
         let held = unsafe { bindings::luo_iommufd_hold(self.ctx.as_ptr()) };

@@ -53,7 +53,7 @@ pub(crate) struct Records<'a, Phase> {
 impl<'a, Phase> Records<'a, Phase> {
     /// Those of an iommufd. Each IOAS is locked, and passed on to `f` when it is recorded.
     ///
-    /// Errors: `ENOMEM`; `EBUSY`, an IOAS or a mapping is in use in a way that it may change;
+    /// Errors: `ENOMEM`; `E2BIG`; `EBUSY`, an IOAS or a mapping is in use in a way that it may change;
     /// `EOPNOTSUPP`, something would be lost; `EXDEV`, the session does not preserve a memfd that is
     /// mapped; and those of `f`.
     pub(crate) fn of(
@@ -198,8 +198,8 @@ fn reason(err: Error) -> &'static str {
         EXDEV => "preserve the memfd that is mapped here first, in the same session",
         EBUSY => "this is just being mapped or unmapped, try again",
         EOPNOTSUPP => {
-            "this is no memfd, or one in huge pages, or it was not mapped by IOMMU_IOAS_MAP_FILE"
+            "this is no memfd, or one of hugetlb, or it was not mapped by IOMMU_IOAS_MAP_FILE"
         }
-        _ => "there is no memory to preserve this",
+        _ => "there is no memory to preserve this, or no number",
     }
 }

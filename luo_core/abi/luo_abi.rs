@@ -3,10 +3,10 @@
 //! The formats in which one kernel hands state to the next.
 //!
 //! Whatever is defined here is read by a kernel other than the one that wrote it, and that kernel
-//! may be the C one. So each type is the exact image of a C structure, and a change to any of them
-//! is a new format that needs a new compatible string.
+//! may be the C one. So each type is the exact image of a C structure, where there is one, and a
+//! change to any of them is a new format that needs a new compatible string.
 //!
-//! One module a component, each named after the C header it mirrors. The crate depends on
+//! One module a component, named after the C header that it mirrors, if there is one. The crate depends on
 //! `zerocopy` alone and builds unchanged in the kernel and on the host, where its tests run.
 //!
 //! All integers are in the CPU's own byte order: a kernel hands over to a kernel of the same
