@@ -81,7 +81,9 @@ fn while_preserved(context: &mut Context<'_>) -> Result<()> {
     module::unload(MODULE).context("after the session was closed")
 }
 
-/// How often a module is loaded and unloaded, and for how long at the most.
+/// How often a module is loaded and unloaded: at least and, if it does not take longer than that, at
+/// the most.
+const LEAST: u32 = 20;
 const ROUNDS: u32 = 300;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -94,7 +96,7 @@ fn in_a_loop(context: &mut Context<'_>) -> Result<()> {
         let mut refused = 0_u32;
         let mut rounds = 0_u32;
         let result = (|| -> Result<()> {
-            while rounds < ROUNDS && start.elapsed() < PATIENCE {
+            while rounds < LEAST || (rounds < ROUNDS && start.elapsed() < PATIENCE) {
                 module::load_with(&path, "quiet=y")?;
                 // Sometimes at once, sometimes when the other is at it.
                 thread::sleep(Duration::from_micros(u64::from(rounds % 7) * 200));
@@ -119,7 +121,6 @@ fn in_a_loop(context: &mut Context<'_>) -> Result<()> {
         "{rounds} times loaded and unloaded, {refused} refusals; {} files preserved, {} not",
         others.0, others.1
     ));
-    ensure!(rounds >= 20, "the module was only loaded {rounds} times");
     ensure!(refused > 0, "unloading was never refused");
     ensure!(others.0 > 0, "no file was preserved");
     Ok(())
