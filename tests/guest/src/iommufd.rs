@@ -17,7 +17,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The module that has iommufds come over.
-const HANDLER: &str = "luo_iommu";
+pub const HANDLER: &str = "luo_iommu";
 
 /// Loads the handler, if it is not there.
 pub fn load_handler(context: &Context<'_>) -> Result<()> {
@@ -269,6 +269,12 @@ impl Iommufd {
     pub fn set_vfio_ioas(&self, ioas: u32) -> Result<(), Errno> {
         let op = iommufd_vfio_ioas_op_IOMMU_VFIO_IOAS_SET;
         self.with_vfio_ioas(op, ioas).map(drop)
+    }
+
+    /// Has the interface of VFIO's containers use none.
+    pub fn clear_vfio_ioas(&self) -> Result<(), Errno> {
+        let op = iommufd_vfio_ioas_op_IOMMU_VFIO_IOAS_CLEAR;
+        self.with_vfio_ioas(op, 0).map(drop)
     }
 
     fn with_vfio_ioas(&self, op: u32, ioas: u32) -> Result<u32, Errno> {

@@ -15,7 +15,7 @@ pub mod refused;
 
 use crate::context::{Context, create, expect_eq};
 use crate::data;
-use crate::iommufd::{Access, Iommufd, Part};
+use crate::iommufd::{self, Access, Iommufd, Part};
 use crate::vfio;
 use anyhow::{Context as _, Result};
 use liveupdate::{Errno, Incoming, Outgoing, Session, Token};
@@ -27,16 +27,10 @@ const MIB: u64 = 1 << 20;
 const MEMORY: Token = Token(1);
 const IOMMUFD: Token = Token(2);
 
-/// The handler's module.
-const MODULE: &str = "luo_iommu";
-
 /// Sees to it that iommufd, VFIO and the handler are there.
 fn load(context: &Context<'_>) -> Result<()> {
     vfio::load(context)?;
-    if !crate::module::is_loaded(MODULE) {
-        crate::module::load(&context.module(MODULE))?;
-    }
-    Ok(())
+    iommufd::load_handler(context)
 }
 
 /// A part of a file.

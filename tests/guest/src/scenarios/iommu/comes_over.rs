@@ -159,11 +159,19 @@ fn without_its_memory_after(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
     let session = retrieve("without-its-memory")?;
     let iommufd = retrieved(&session, IOMMUFD)?;
-    let before = procfs::meminfo("MemFree")?;
+    expect_memory(64 * MIB)?;
     finish(session)?;
-    let freed = procfs::meminfo("MemFree")?.saturating_sub(before);
-    ensure!(freed < 32 * MIB, "the finish freed {freed} bytes");
-    expect_freed(|| expect_mappings(&iommufd, 1, &[(IOVA, 64 * MIB)]))
+    expect_memory(64 * MIB).context("after the finish")?;
+    expect_mappings(&iommufd, 1, &[(IOVA, 64 * MIB)])?;
+    ensure!(expect_memory(64 * MIB).is_err(), "unmapped, it is kept");
+    Ok(())
+}
+
+/// Expects all memfds together to have so much.
+fn expect_memory(bytes: u64) -> Result<()> {
+    let found = procfs::meminfo("Shmem")?;
+    ensure!(found >= bytes, "all memfds have {found} bytes");
+    Ok(())
 }
 
 fn unclaimed_after(context: &mut Context<'_>) -> Result<()> {

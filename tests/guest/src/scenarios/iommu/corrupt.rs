@@ -316,6 +316,12 @@ const STATES: &[(&str, Spoil)] = &[
     ("state not preserved", |it| it.entry.data = 32 << 20),
 ];
 
+/// These nobody retrieves.
+const UNCLAIMED: &[(&str, Spoil)] = &[
+    ("list wild", |it| it.state.records.first = WILD),
+    ("endless records", |it| it.state.nr_records = u64::MAX),
+];
+
 fn before(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
     let session = create(SESSION)?;
@@ -323,7 +329,7 @@ fn before(context: &mut Context<'_>) -> Result<()> {
     session.preserve(&memory, Token(MEMORY))?;
     session.preserve(data::memfd_with("lost", 2, MIB)?, Token(LOST))?;
     session.preserve(&make(&memory)?, Token(SOUND))?;
-    for (token, _) in (FIRST..).zip(0..CASES.len() + STATES.len()) {
+    for (token, _) in (FIRST..).zip(0..CASES.len() + STATES.len() + UNCLAIMED.len()) {
         session.preserve(&make(&memory)?, Token(token))?;
     }
     context.keep(session);
@@ -341,7 +347,8 @@ pub fn spoil(memory: &Memory, header: &luo::Header) -> Result<()> {
     lost.value.seals = 1 << 20;
     memory.put(&lost)?;
     let cases = CASES.iter().map(|(_, how, _)| how);
-    for (token, how) in (FIRST..).zip(cases.chain(STATES.iter().map(|(_, how)| how))) {
+    let others = STATES.iter().chain(UNCLAIMED).map(|(_, how)| how);
+    for (token, how) in (FIRST..).zip(cases.chain(others)) {
         let mut entry = file(token)?;
         let mut state: At<abi::Iommufd> = memory.read(entry.value.data)?;
         let mut records = memory.records(&state.value)?;
@@ -397,7 +404,9 @@ fn after(context: &mut Context<'_>) -> Result<()> {
     let memory = data::file(session.retrieve(Token(MEMORY))?);
     data::expect_file(&memory, 1, MIB)?;
     let sound = retrieved(&session, Token(SOUND))?;
+    let mut log = Reader::from_now()?;
     finish(session)?;
+    expect_message(&mut log, &["luo_iommu: an iommufd came without its"])?;
     expect_mappings(&sound, 1, &[(MIB, 0x4000), (2 * MIB, 0x1000)])?;
     expect_mappings(&sound, 5, &[(MIB, 0x4000)])?;
     let next = create(SESSION)?;

@@ -77,14 +77,17 @@ fn seen(edu: &Edu, memory: &File, iova: u64) -> Result<Vec<u8>> {
 }
 
 /// What is mapped: IOAS, IOVA, which memory, from where in it, how many bytes.
-const REACHED: [(u32, u64, usize, u64, u64); 6] = [
+const REACHED: [(u32, u64, usize, u64, u64); 7] = [
     (1, 0, 0, 4096, 8192),
     (1, 0x10_0000, 0, MIB, MIB),
     (1, 0x7f_ffff_f000, 1, 2 * MIB - 4096, 4096),
     (2, 0, 1, 0, 4096),
     (2, 0x20_0000, 0, 0, 2 * MIB),
     (2, 0x1000, 1, 4096, 4096),
+    COPIED,
 ];
+/// It is a part of the second one.
+const COPIED: (u32, u64, usize, u64, u64) = (2, 0x60_0000, 0, MIB + 0x4000, 8192);
 
 fn reaches_before(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
@@ -100,8 +103,13 @@ fn reaches_before(context: &mut Context<'_>) -> Result<()> {
         iommufd.map_file(id, Some(SEEN), seen, Access::Write)?;
     }
     for (ioas, iova, memory, start, len) in REACHED {
-        let part = part(&memories[memory], start, len);
-        iommufd.map_file(ioas, Some(iova), part, Access::ReadWrite)?;
+        let (iova, access) = (Some(iova), Access::ReadWrite);
+        if (ioas, iova) == (COPIED.0, Some(COPIED.1)) {
+            iommufd.copy((1, 0x10_4000), len, ioas, iova, access)?;
+        } else {
+            let part = part(&memories[memory], start, len);
+            iommufd.map_file(ioas, iova, part, access)?;
+        }
     }
     session.preserve(&memories[0], Token(10))?;
     session.preserve(&memories[1], Token(11))?;

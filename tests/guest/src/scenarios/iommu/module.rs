@@ -2,9 +2,9 @@
 
 //! The handler's module: when it may go, and that it comes when it is needed.
 
-use super::{IOMMUFD, IOVA, MIB, MODULE, Mapped, expect_mappings, retrieved};
+use super::{IOMMUFD, IOVA, MIB, Mapped, expect_mappings, retrieved};
 use crate::context::{Context, create, expect_eq, expect_errno, finish, retrieve};
-use crate::iommufd::Iommufd;
+use crate::iommufd::{HANDLER, Iommufd};
 use crate::module;
 use crate::registry::{Group, Scenario};
 use anyhow::{Context as _, Result, ensure};
@@ -30,11 +30,11 @@ pub const GROUP: Group = Group {
 };
 
 fn unload(when: &str) -> Result<()> {
-    module::unload(MODULE).with_context(|| when.to_owned())
+    module::unload(HANDLER).with_context(|| when.to_owned())
 }
 
 fn refused(when: &str) -> Result<()> {
-    expect_errno(when, module::unload(MODULE), Errno::AGAIN)
+    expect_errno(when, module::unload(HANDLER), Errno::AGAIN)
 }
 
 fn stays(context: &mut Context<'_>) -> Result<()> {
@@ -66,10 +66,10 @@ fn hand_over(context: &mut Context<'_>, name: &str) -> Result<()> {
 }
 
 fn by_retrieve(_: &mut Context<'_>) -> Result<()> {
-    ensure!(!module::is_loaded(MODULE), "it is there already");
+    ensure!(!module::is_loaded(HANDLER), "it is there already");
     let session = retrieve("by-retrieve")?;
     let iommufd = retrieved(&session, IOMMUFD)?;
-    ensure!(module::is_loaded(MODULE), "it is not there");
+    ensure!(module::is_loaded(HANDLER), "it is not there");
     for _ in 0..3 {
         refused("before the finish")?;
     }
@@ -83,8 +83,8 @@ fn by_retrieve(_: &mut Context<'_>) -> Result<()> {
 }
 
 fn by_finish(_: &mut Context<'_>) -> Result<()> {
-    ensure!(!module::is_loaded(MODULE), "it is there already");
+    ensure!(!module::is_loaded(HANDLER), "it is there already");
     finish(retrieve("by-finish")?)?;
-    ensure!(module::is_loaded(MODULE), "it is not there");
+    ensure!(module::is_loaded(HANDLER), "it is not there");
     unload("after the finish")
 }

@@ -2,12 +2,14 @@
 
 //! What may be done to an iommufd while it is preserved, and what of that comes over.
 
+use super::reboot::while_it_changes;
 use super::{IOMMUFD, IOVA, MEMORY, MIB, Mapped, expect_mappings, load, part, retrieved};
-use crate::context::{Context, expect_eq, expect_errno, finish, retrieve};
+use crate::context::{Context, create, expect_eq, expect_errno, expect_message, finish, retrieve};
 use crate::data;
 use crate::iommufd::{Access, Iommufd};
+use crate::kmsg::Reader;
 use crate::registry::{Group, Scenario};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use liveupdate::{Errno, Token};
 
 pub const GROUP: Group = Group {
@@ -24,6 +26,10 @@ pub const GROUP: Group = Group {
         Scenario {
             name: "preserved-iommufd-given-back-many-times",
             stages: &[many_times],
+        },
+        Scenario {
+            name: "iommufd-preserved-while-it-changes",
+            stages: &[while_changing],
         },
         Scenario {
             name: "preserved-iommufd-with-additions",
@@ -115,6 +121,26 @@ fn many_times(context: &mut Context<'_>) -> Result<()> {
         mapped.map(IOVA, 0, MIB)?;
     }
     Ok(())
+}
+
+/// Preserve waits for nobody.
+fn while_changing(context: &mut Context<'_>) -> Result<()> {
+    let mapped = Mapped::new(context, MIB)?;
+    while_it_changes(&mapped, || {
+        let session = create("while-changing")?;
+        session.preserve(&mapped.memory, MEMORY)?;
+        let mut log = Reader::from_now()?;
+        match session.preserve(&mapped.iommufd, IOMMUFD) {
+            Ok(()) => Ok(false),
+            Err(Errno::BUSY) => {
+                expect_message(&mut log, &["luo_iommu: token 0x2, ", "try again"])?;
+                Ok(true)
+            }
+            Err(errno) => bail!("preserve: {errno}"),
+        }
+    })?;
+    mapped.iommufd.unmap_all(1).context("all of it")?;
+    mapped.iommufd.destroy(1).context("the IOAS")
 }
 
 /// Some of what is added goes again before the machine reboots.

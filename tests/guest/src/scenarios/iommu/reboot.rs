@@ -39,10 +39,14 @@ pub const GROUP: Group = Group {
             stages: &[fault_queue_before, fault_queue_after],
         },
         Scenario {
+            name: "reboot-fails-with-a-container",
+            stages: &[container_before, container_after],
+        },
+        Scenario {
             name: "reboot-fails-while-iommufds-change",
             stages: &[storm_before, storm_after],
         },
-        // In this kernel no other session's freeze can fail after this one.
+        // What another handler is told to do, it does for all sessions: this has to be the last.
         Scenario {
             name: "reboot-fails-in-another-handler",
             stages: &[another_before, another_after],
@@ -149,6 +153,27 @@ fn fault_queue_after(context: &mut Context<'_>) -> Result<()> {
     expect_eq("a new IOAS", iommufd.alloc_ioas(), Ok(2))
 }
 
+fn container_before(context: &mut Context<'_>) -> Result<()> {
+    let mapped = Mapped::new(context, MIB)?;
+    let session = mapped.preserved("late-container")?;
+    mapped.iommufd.set_vfio_ioas(1)?;
+    let mut log = Reader::from_now()?;
+    expect_errno("reboot", reboot(), Errno::OPNOTSUPP)?;
+    expect_message(&mut log, &["luo_iommu: token 0x2, object 1: ", "container"])?;
+    expect_usable(&mapped)?;
+    mapped.iommufd.clear_vfio_ioas()?;
+    context.keep((session, mapped));
+    Ok(())
+}
+
+fn container_after(context: &mut Context<'_>) -> Result<()> {
+    load(context)?;
+    let session = retrieve("late-container")?;
+    let iommufd = retrieved(&session, IOMMUFD)?;
+    finish(session)?;
+    expect_mappings(&iommufd, 1, &[(IOVA, MIB)])
+}
+
 /// Adds a file whose freeze fails when it is asked to, so after that of all before it.
 pub fn preserve_odd(context: &Context<'_>, session: &Session<Outgoing>) -> Result<()> {
     if !module::is_loaded(TEST) {
@@ -201,22 +226,20 @@ fn another_after(context: &mut Context<'_>) -> Result<()> {
     expect_eq("huge pages in IOAS 2", iommufd.huge_pages(2), Ok(false))
 }
 
-/// Reboots until so many came at a bad time and so many did not, but not more often than that.
-const TIMES: u32 = 3;
-/// Mappings that make the others take their time.
+/// Mappings that make others take their time with all of them.
 const SOME: u64 = 500;
-const REBOOTS: u32 = 1000;
+/// What is tried while an iommufd changes has to come so often at a bad time, and so often not, and
+/// is not tried more often than that.
+const TIMES: u32 = 3;
+const TRIES: u32 = 1000;
 
-/// One thread maps, one makes IOASes, and one has all pages accounted anew, for which it locks
-/// everything, while another one reboots, again and again.
-fn storm_before(context: &mut Context<'_>) -> Result<()> {
-    let mapped = Mapped::new(context, MIB)?;
-    let session = mapped.preserved("storm-of-maps")?;
-    preserve_odd(context, &session)?;
-    let done = AtomicBool::new(false);
+/// Tries something again and again that is refused at a bad time, and does say so, while one thread
+/// maps, one makes IOASes, and one has all pages accounted anew, for which it locks everything.
+pub fn while_it_changes(mapped: &Mapped, mut refused: impl FnMut() -> Result<bool>) -> Result<()> {
     for i in 0..SOME {
         mapped.map((1 << 32) + i * MIB, 0, 4096)?;
     }
+    let done = AtomicBool::new(false);
     let rounds = [const { AtomicU32::new(0) }; 3];
     let until_done = |rounds: &AtomicU32, round: &dyn Fn() -> Result<()>| -> Result<()> {
         while !done.load(Ordering::Relaxed) {
@@ -227,7 +250,13 @@ fn storm_before(context: &mut Context<'_>) -> Result<()> {
     };
     let map = || {
         mapped.map(ADDED, 0, MIB).context("mapping")?;
-        expect_eq("unmapping", mapped.unmap(ADDED, MIB), Ok(MIB))
+        // Preserved in between, it has to be given back first.
+        loop {
+            match mapped.unmap(ADDED, MIB) {
+                Err(Errno::BUSY) => {}
+                result => return expect_eq("unmapping", result, Ok(MIB)),
+            }
+        }
     };
     let make = || {
         let id = mapped.iommufd.alloc_ioas().context("a new IOAS")?;
@@ -250,11 +279,10 @@ fn storm_before(context: &mut Context<'_>) -> Result<()> {
         ];
         let (mut bad, mut good) = (0, 0);
         let result = (|| -> Result<()> {
-            while (bad < TIMES || good < TIMES) && bad + good < REBOOTS {
-                match failing_reboot(Errno::NXIO)? {
-                    Errno::NXIO => good += 1,
-                    Errno::BUSY => bad += 1,
-                    errno => bail!("reboot: {errno}"),
+            while (bad < TIMES || good < TIMES) && bad + good < TRIES {
+                match refused()? {
+                    true => bad += 1,
+                    false => good += 1,
                 }
                 // The others have to have their turn.
                 let before = rounds
@@ -274,11 +302,29 @@ fn storm_before(context: &mut Context<'_>) -> Result<()> {
         }
         result.map(|()| (bad, good))
     })?;
-    let others = format!("{bad} reboots came at a bad time, {good} did not, {rounds:?}");
-    kmsg::remark(&others);
-    ensure!(bad >= TIMES && good >= TIMES, "{others}");
+    let times = format!("{bad} came at a bad time, {good} did not, {rounds:?}");
+    kmsg::remark(&times);
+    ensure!(bad >= TIMES && good >= TIMES, "{times}");
+    Ok(())
+}
+
+fn storm_before(context: &mut Context<'_>) -> Result<()> {
+    let mapped = Mapped::new(context, MIB)?;
+    let session = mapped.preserved("storm-of-maps")?;
+    preserve_odd(context, &session)?;
+    while_it_changes(&mapped, || {
+        let mut log = Reader::from_now()?;
+        match failing_reboot(Errno::NXIO)? {
+            Errno::NXIO => Ok(false),
+            Errno::BUSY => {
+                expect_message(&mut log, &["luo_iommu: token 0x2", "try again"])?;
+                Ok(true)
+            }
+            errno => bail!("reboot: {errno}"),
+        }
+    })?;
     expect_usable(&mapped)?;
-    // Without the file that fails, so that others can have one.
+    // Without the file that fails: only one session can have one.
     drop(session);
     let session = mapped.preserved("storm-of-maps")?;
     context.keep((session, mapped));

@@ -173,15 +173,17 @@ fn by_address(context: &mut Context<'_>) -> Result<()> {
     expect_free(&mapped)
 }
 
-/// A memfd in huge pages, a file that is no memory at all, and a memfd that nobody preserves among
-/// them.
+/// A memfd in huge pages, a file with a name, and one that is no memory at all.
 fn other_files(context: &mut Context<'_>) -> Result<()> {
     let mapped = Mapped::new(context, MIB)?;
     let session = create("other-files")?;
     session.preserve(&mapped.memory, MEMORY)?;
     let huge = rustix::fs::memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB)?;
+    let named = File::create_new("/tmp/named")?;
+    named.set_len(MIB)?;
     for (what, file) in [
         ("in huge pages", File::from(huge)),
+        ("in a file system", named),
         ("no memory", File::open("/proc/self/status")?),
     ] {
         let part = part(&file, 0, 4096);
