@@ -109,9 +109,9 @@ impl Mapped {
     }
 }
 
-/// Preserves one of 1 MiB in a session of its own.
-fn one(context: &mut Context<'_>, name: &str) -> Result<()> {
-    let mapped = Mapped::new(context, MIB)?;
+/// Preserves memory of so many bytes, and an iommufd in which it is mapped, in a session of their own.
+fn hand_over(context: &mut Context<'_>, name: &str, len: u64) -> Result<()> {
+    let mapped = Mapped::new(context, len)?;
     let session = mapped.preserved(name)?;
     context.keep((session, mapped));
     Ok(())

@@ -2,7 +2,9 @@
 
 //! What of an iommufd comes over, as far as it does not depend on a device.
 
-use super::{IOMMUFD, IOVA, MEMORY, MIB, Mapped, expect_mappings, load, one, part, retrieved};
+use super::{
+    IOMMUFD, IOVA, MEMORY, MIB, Mapped, expect_mappings, hand_over, load, part, retrieved,
+};
 use crate::context::{Context, create, expect_eq, expect_errno, finish, retrieve};
 use crate::data;
 use crate::iommufd::{Access, Iommufd};
@@ -25,27 +27,30 @@ pub const GROUP: Group = Group {
         Scenario {
             name: "iommufd-retrieved-before-its-memory",
             stages: &[
-                |context| one(context, "before-its-memory"),
+                |context| hand_over(context, "before-its-memory", MIB),
                 before_its_memory_after,
             ],
         },
         Scenario {
             name: "iommufd-retrieved-without-its-memory",
             stages: &[
-                |context| keeps_64_mib(context, "without-its-memory"),
+                |context| hand_over(context, "without-its-memory", 64 * MIB),
                 without_its_memory_after,
             ],
         },
         Scenario {
             name: "iommufd-freed-by-finish-without-retrieve",
             stages: &[
-                |context| keeps_64_mib(context, "iommufd-unclaimed"),
+                |context| hand_over(context, "iommufd-unclaimed", 64 * MIB),
                 unclaimed_after,
             ],
         },
         Scenario {
             name: "iommufd-retrieved-twice",
-            stages: &[|context| one(context, "iommufd-twice"), twice_after],
+            stages: &[
+                |context| hand_over(context, "iommufd-twice", MIB),
+                twice_after,
+            ],
         },
         Scenario {
             name: "iommufd-with-nothing-mapped",
@@ -85,7 +90,7 @@ pub const GROUP: Group = Group {
         },
         Scenario {
             name: "iommufd-preserved-again",
-            stages: &[|context| one(context, "again"), again_after],
+            stages: &[|context| hand_over(context, "again", MIB), again_after],
         },
     ],
 };
@@ -145,13 +150,6 @@ fn before_its_memory_after(context: &mut Context<'_>) -> Result<()> {
     finish(session)?;
     data::expect_file(&memory, 1, MIB)?;
     expect_mappings(&iommufd, 1, &[(IOVA, MIB)])
-}
-
-fn keeps_64_mib(context: &mut Context<'_>, name: &str) -> Result<()> {
-    let mapped = Mapped::new(context, 64 * MIB)?;
-    let session = mapped.preserved(name)?;
-    context.keep((session, mapped));
-    Ok(())
 }
 
 /// What is mapped keeps its memory, until it is unmapped.

@@ -2,7 +2,7 @@
 
 //! The handler's module: when it may go, and that it comes when it is needed.
 
-use super::{IOMMUFD, IOVA, MIB, Mapped, expect_mappings, retrieved};
+use super::{IOMMUFD, IOVA, MIB, Mapped, expect_mappings, hand_over, retrieved};
 use crate::context::{Context, create, expect_eq, expect_errno, finish, retrieve};
 use crate::iommufd::{HANDLER, Iommufd};
 use crate::module;
@@ -20,11 +20,14 @@ pub const GROUP: Group = Group {
         },
         Scenario {
             name: "iommu-module-loaded-by-retrieve",
-            stages: &[|context| hand_over(context, "by-retrieve"), by_retrieve],
+            stages: &[
+                |context| hand_over(context, "by-retrieve", MIB),
+                by_retrieve,
+            ],
         },
         Scenario {
             name: "iommu-module-loaded-by-finish",
-            stages: &[|context| hand_over(context, "by-finish"), by_finish],
+            stages: &[|context| hand_over(context, "by-finish", MIB), by_finish],
         },
     ],
 };
@@ -56,13 +59,6 @@ fn stays(context: &mut Context<'_>) -> Result<()> {
     refused("with one that only the session has")?;
     drop(session);
     unload("after the session was closed")
-}
-
-fn hand_over(context: &mut Context<'_>, name: &str) -> Result<()> {
-    let mapped = Mapped::new(context, MIB)?;
-    let session = mapped.preserved(name)?;
-    context.keep((session, mapped));
-    Ok(())
 }
 
 fn by_retrieve(_: &mut Context<'_>) -> Result<()> {
