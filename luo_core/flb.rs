@@ -42,6 +42,7 @@ use crate::{
         Claimed,
         Preserved, //
     },
+    LUO, //
 };
 
 pub use luo_flb::FileLifecycleBound;
@@ -205,8 +206,9 @@ impl<T: Declared> Incoming<T> {
     /// To be called once the module is live, that is, neither from its `init` nor from a probe in it.
     ///
     /// Errors: `ENODATA`, nothing was handed over, or all files that depend on it are finished;
-    /// `ENOENT`, this FLB was not handed over; `ENODEV`, the module is not live; `EOPNOTSUPP`, live
-    /// update is off; and what its `retrieve` failed with, every time.
+    /// `EIO`, what was handed over is broken; `ENOENT`, this FLB was not handed over; `ENODEV`, the
+    /// module is not live; `EOPNOTSUPP`, live update is off; and what its `retrieve` failed with,
+    /// every time.
     ///
     /// C counterpart: `liveupdate_flb_get_incoming()`.
     pub fn get() -> Result<Self> {
@@ -220,6 +222,12 @@ impl<T: Declared> Incoming<T> {
             object: NonNull::new(object.cast()).ok_or(ENODATA)?,
         })
     }
+}
+
+/// Whether an FLB came from the previous kernel whose compatible string begins with `prefix`: one in
+/// another version, perhaps.
+pub fn was_handed_over(prefix: &[u8]) -> bool {
+    LUO.as_ref().is_some_and(|luo| luo.has_incoming_flb(prefix))
 }
 
 impl<T: Declared> Deref for Incoming<T> {

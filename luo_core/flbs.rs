@@ -323,6 +323,8 @@ impl Dependency {
 pub(crate) enum IncomingFlbs {
     /// There was no previous kernel, or it knew no FLBs.
     Nothing,
+    /// It is broken.
+    Broken,
     /// By their compatible strings, no two of which are the same.
     Flbs(KVec<Pin<KBox<IncomingFlb>>>),
 }
@@ -388,6 +390,7 @@ impl IncomingFlbs {
     fn find(&self, name: &Compatible) -> Result<&IncomingFlb> {
         match self {
             Self::Nothing => Err(ENODATA),
+            Self::Broken => Err(EIO),
             Self::Flbs(flbs) => flbs
                 .iter()
                 .find(|flb| flb.name == *name)
@@ -398,11 +401,22 @@ impl IncomingFlbs {
 }
 
 impl Luo {
+    /// Whether an FLB came from the previous kernel whose compatible string begins with `prefix`.
+    pub(crate) fn has_incoming_flb(&self, prefix: &[u8]) -> bool {
+        match &self.incoming_flbs {
+            IncomingFlbs::Flbs(flbs) => flbs
+                .iter()
+                .any(|flb| flb.name.up_to_nul().starts_with(prefix)),
+            _ => false,
+        }
+    }
+
     /// The live object that came from the previous kernel, in use until [`Luo::put_incoming_flb`].
     ///
-    /// Errors: `ENODATA`, nothing was handed over, or the object was finished; `ENOENT`, this FLB
-    /// was not handed over; `ENODEV`, it was, but its module is not live; `EEXIST`, it was retrieved by another
-    /// FLB of the same name; and what its `retrieve` failed with.
+    /// Errors: `ENODATA`, nothing was handed over, or the object was finished; `EIO`, what was handed
+    /// over is broken; `ENOENT`, this FLB was not handed over; `ENODEV`, it was, but its module is not
+    /// live; `EEXIST`, it was retrieved by another FLB of the same name; and what its `retrieve`
+    /// failed with.
     ///
     /// # Safety
     ///

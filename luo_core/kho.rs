@@ -3,7 +3,7 @@
 //! Memory that outlives the kernel: what this one preserves and what the previous one preserved.
 //!
 //! `Preserved` and [`PreservedArray`] are owned by this kernel and kept by KHO for the next one.
-//! `Claimed` and [`ClaimedArray`] are what the previous kernel preserved at a physical address:
+//! [`Claimed`] and [`ClaimedArray`] are what the previous kernel preserved at a physical address:
 //! claiming it checks that KHO did preserve it and makes it this kernel's own, once. Memory that is
 //! never claimed stays reserved until the machine reboots.
 //!
@@ -71,6 +71,26 @@ pub(crate) fn incoming_subtree(name: &CStr) -> Result<Option<(u64, usize)>> {
     }
 }
 
+/// Claims what the previous kernel added under `name`, if it added anything.
+///
+/// Fails with `EINVAL` if it is too short, or as [`ClaimedArray::new`] does; not a valid `T` is freed.
+///
+/// # Safety
+///
+/// Nobody else may use what was added under that name.
+pub unsafe fn claim_subtree<T: TryFromBytes + KnownLayout + Immutable>(
+    name: &CStr,
+) -> Result<Option<Claimed<T>>> {
+    let Some((phys, size)) = incoming_subtree(name)? else {
+        return Ok(None);
+    };
+    if size < size_of::<T>() {
+        pr_err!("what was handed over as {name} has only {size} bytes\n");
+        return Err(EINVAL);
+    }
+    Claimed::new(phys).map(Some)
+}
+
 /// Whether KHO is there at all; without it nothing can be preserved.
 pub(crate) fn is_enabled() -> bool {
     // SAFETY: No requirement.
@@ -86,7 +106,21 @@ pub(crate) fn add_subtree<T>(name: &CStr, blob: &Preserved<T>) -> Result {
     to_result(unsafe { bindings::kho_add_subtree(name.as_char_ptr(), memory, size_of::<T>()) })
 }
 
-/// A value in memory of its own that the next kernel will find at [`Preserved::phys`].
+/// Has the next kernel find a value under `name`, which `fill` makes of zeros. This cannot be taken back.
+///
+/// Fails with `EEXIST` if there is something under that name, and with `ENOMEM`.
+///
+/// C counterpart: `kho_add_subtree()`.
+pub fn leave_subtree<T: FromZeros + IntoBytes>(name: &CStr, fill: impl FnOnce(&mut T)) -> Result {
+    let mut blob = Preserved::zeroed()?;
+    fill(&mut *blob);
+    add_subtree(name, &blob)?;
+    core::mem::forget(blob);
+    Ok(())
+}
+
+/// A value in memory of its own that the next kernel will find at its physical address, or by
+/// name if it was left with [`leave_subtree`].
 ///
 /// Dropping it ends the preservation and frees the memory.
 ///
@@ -307,7 +341,7 @@ impl Drop for ClaimedFolio {
 /// # Invariants
 ///
 /// `value` points to the memory of `folio`, which is large enough.
-pub(crate) struct Claimed<T> {
+pub struct Claimed<T> {
     value: NonNull<T>,
     folio: ClaimedFolio,
 }

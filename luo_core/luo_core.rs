@@ -77,7 +77,6 @@ use kernel::{
 use crate::{
     flbs::IncomingFlbs,
     incoming::Handover,
-    kho::Claimed,
     outgoing::OutgoingSessions,
     preserved_ids::PreservedIds,
     registry::Registry,
@@ -176,14 +175,10 @@ impl HandedOver {
 
 /// Reads the header that the previous kernel left, if there was one, and the FLBs.
 fn read_header() -> Result<HandedOver> {
-    let Some((phys, size)) = kho::incoming_subtree(KHO_ENTRY_NAME)? else {
+    // SAFETY: The name is the core's, which reads it once.
+    let Some(header) = (unsafe { kho::claim_subtree::<luo::Header>(KHO_ENTRY_NAME) })? else {
         return Ok(HandedOver::new(0, Handover::Unread(0)));
     };
-    if size < core::mem::size_of::<luo::Header>() {
-        pr_err!("the handed over header has only {size} bytes\n");
-        return Err(EINVAL);
-    }
-    let header = Claimed::<luo::Header>::new(phys)?;
     let luo::Header {
         compatible,
         liveupdate_num,
@@ -221,7 +216,10 @@ fn early_init(enabled: bool) -> Result {
     }
     let handed_over = read_header().unwrap_or_else(|err| {
         pr_err!("what was handed over is unusable ({err:?}): live update is over until the machine reboots\n");
-        HandedOver::new(0, Handover::Broken)
+        HandedOver {
+            flbs: IncomingFlbs::Broken,
+            ..HandedOver::new(0, Handover::Broken)
+        }
     });
     LUO.populate(Luo::new(handed_over)?);
     Ok(())

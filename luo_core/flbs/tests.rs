@@ -202,6 +202,9 @@ mod cases {
         // SAFETY: The FLB is valid.
         let found = unsafe { fixture.luo.get_incoming_flb((&mut *unknown).into()) };
         assert_eq!(found.err(), Some(ENOENT));
+        for (prefix, expected) in [(&b"o"[..], true), (b"two", true), (b"one2", false)] {
+            assert!(fixture.luo.has_incoming_flb(prefix) == expected);
+        }
         // One of the same name that did not retrieve it.
         assert_eq!(fixture.get(), Ok(1));
         let mut twin = flb(b"one")?;
@@ -216,7 +219,13 @@ mod cases {
 
         let mut fixture = Fixture::with(IncomingFlbs::Nothing)?;
         assert_eq!(fixture.get(), Err(ENODATA));
+        assert!(!fixture.luo.has_incoming_flb(b""));
         fixture.finish_file()?;
+        fixture.put();
+        assert!(calls_were(&[]));
+
+        let mut fixture = Fixture::with(IncomingFlbs::Broken)?;
+        assert_eq!(fixture.get(), Err(EIO));
         fixture.put();
         assert!(calls_were(&[]));
         Ok(())
