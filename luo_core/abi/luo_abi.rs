@@ -21,6 +21,7 @@ pub mod kho;
 pub mod luo;
 pub mod memfd;
 mod text;
+pub mod vfio;
 
 pub use text::{
     BadText,

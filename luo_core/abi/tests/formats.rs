@@ -25,12 +25,21 @@ use luo_abi::{
         Folio,
         Memfd, //
     },
+    vfio::{
+        self,
+        PciAddress,
+        PciDevices,
+        PciHeader,
+        PciIdentity,
+        VfioDevice, //
+    },
     BadText,
     Text, //
 };
 use std::mem::size_of;
 use zerocopy::{
     FromBytes,
+    FromZeros,
     IntoBytes, //
 };
 
@@ -427,4 +436,120 @@ fn an_iommufd_s_state_is_as_documented() {
     ]);
     assert_eq!(state.as_bytes(), bytes);
     assert_eq!(iommufd::COMPATIBLE, c"iommufd-ioas-v1");
+}
+
+fn pci_address(devfn: u8) -> PciAddress {
+    PciAddress {
+        segment: 0x10,
+        bus: 0x3a,
+        devfn,
+    }
+}
+
+#[test]
+fn a_vfio_device_s_state_is_as_documented() {
+    let state = VfioDevice {
+        address: pci_address(0xfb),
+        identity: PciIdentity {
+            vendor: 0x1b36,
+            device: 0x0010,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
+            class_revision: 0x0108_0202,
+        },
+        iommufd: 7,
+        resets: 0b10_0100,
+        header: PciHeader {
+            bars: [1, 2, 3, 4, 5, 6],
+            command: 0x506,
+            cache_line: 0x10,
+            latency: 0x20,
+        },
+    };
+    let bytes = concat(&[
+        &0x10u16.to_ne_bytes(),
+        &[0x3a, 0xfb],
+        &0x1b36u16.to_ne_bytes(),
+        &0x0010u16.to_ne_bytes(),
+        &0x1af4u16.to_ne_bytes(),
+        &0x1100u16.to_ne_bytes(),
+        &0x0108_0202u32.to_ne_bytes(),
+        &7u64.to_ne_bytes(),
+        &0b10_0100u32.to_ne_bytes(),
+        &1u32.to_ne_bytes(),
+        &2u32.to_ne_bytes(),
+        &3u32.to_ne_bytes(),
+        &4u32.to_ne_bytes(),
+        &5u32.to_ne_bytes(),
+        &6u32.to_ne_bytes(),
+        &0x506u16.to_ne_bytes(),
+        &[0x10, 0x20],
+    ]);
+    assert_eq!(state.as_bytes(), bytes);
+    assert_eq!(state.address.to_string(), "0010:3a:1f.3");
+    assert_eq!(
+        state.identity.to_string(),
+        "1b36:0010 (1af4:1100), class 01080202"
+    );
+    assert_eq!(vfio::COMPATIBLE, c"luo-vfio-v1");
+    assert_eq!(vfio::DEVICES_COMPATIBLE, c"luo-pci-v1");
+    assert!(vfio::DEVICES_COMPATIBLE
+        .to_bytes()
+        .starts_with(vfio::DEVICES_PREFIX));
+    assert_eq!(vfio::STALE_DEVICES, c"luo-pci-stale-v1");
+    let [.., bus, _cxl] = VfioDevice::RESETS;
+    assert_eq!((VfioDevice::RESETS[2], bus), (c"flr", c"bus"));
+}
+
+#[test]
+fn pci_devices_are_added_and_removed() {
+    let mut devices = PciDevices::new_zeroed();
+    for devfn in [1, 2, 3] {
+        assert!(devices.add(pci_address(devfn)));
+    }
+    devices.remove(pci_address(1));
+    devices.remove(pci_address(9));
+    assert_eq!(
+        devices.addresses(),
+        Some(&[pci_address(3), pci_address(2)][..])
+    );
+    let mut bytes = concat(&[
+        &2u64.to_ne_bytes(),
+        &0x10u16.to_ne_bytes(),
+        &[0x3a, 3],
+        &0x10u16.to_ne_bytes(),
+        &[0x3a, 2],
+    ]);
+    bytes.resize(PAGE, 0);
+    assert_eq!(devices.as_bytes(), bytes);
+}
+
+#[test]
+fn pci_devices_have_a_limit() {
+    let mut devices = PciDevices::new_zeroed();
+    for _ in 0..vfio::MAX_DEVICES {
+        assert!(devices.add(pci_address(0)));
+    }
+    assert!(!devices.add(pci_address(0)));
+    assert_eq!(devices.addresses().unwrap().len(), vfio::MAX_DEVICES);
+    devices.spoil();
+    assert_eq!(devices.addresses(), None);
+}
+
+#[test]
+fn more_pci_devices_than_fit_are_none() {
+    let full = vfio::MAX_DEVICES as u64;
+    for (count, valid) in [
+        (0, true),
+        (full, true),
+        (full + 1, false),
+        (u64::MAX, false),
+    ] {
+        let mut bytes = vec![0; PAGE];
+        bytes[..8].copy_from_slice(&u64::to_ne_bytes(count));
+        let mut devices = PciDevices::read_from_bytes(&bytes).unwrap();
+        assert_eq!(devices.addresses().is_some(), valid, "{count}");
+        devices.remove(pci_address(0));
+        assert_eq!(devices.add(pci_address(0)), count < full, "{count}");
+    }
 }
