@@ -9,7 +9,7 @@ VM := cargo run -q --release -p luo-vm --
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo      memory and what is mapped of it survive a kexec, step by step'
+	@echo 'make demo      memory and a device that uses it survive a kexec, step by step'
 	@echo 'make test      every test; ends with "N passed, N failed"; FLAVOUR=debug looks'
 	@echo '               closer at the handlers'
 	@echo 'make bench     what live update costs, counted in instructions'

@@ -4,6 +4,7 @@
 
 use crate::clock;
 use crate::pci::{Kind, Pci};
+use crate::protocol::Registers;
 use crate::vfio::{Device, Region};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
@@ -14,11 +15,16 @@ pub const KIND: Kind = (0x1234, 0x11e8);
 
 /// The registers in its only BAR.
 const IDENTIFICATION: u64 = 0x00;
-const LIVENESS: u64 = 0x04;
+pub const LIVENESS: u64 = 0x04;
+const FACTORIAL: u64 = 0x08;
+const STATUS: u64 = 0x20;
 const DMA_SOURCE: u64 = 0x80;
 const DMA_DESTINATION: u64 = 0x88;
 const DMA_COUNT: u64 = 0x90;
 const DMA_COMMAND: u64 = 0x98;
+
+/// A bit of the status: a factorial is being calculated.
+const CALCULATING: u32 = 1;
 
 /// Bits of the DMA command: it goes on; it is to memory.
 const RUN: u64 = 1;
@@ -49,11 +55,17 @@ impl Edu {
 
     /// Takes a bound device, and lets it do DMA.
     pub fn new(device: Device) -> Result<Self> {
+        let edu = Self::as_it_is(device)?;
+        edu.device.set_bus_master(true)?;
+        Ok(edu)
+    }
+
+    /// Takes a bound device, and writes nothing to it.
+    pub fn as_it_is(device: Device) -> Result<Self> {
         let bar = device.region(0).context("the BAR of edu")?;
         let edu = Self { device, bar };
         let id = edu.read(IDENTIFICATION)?;
         ensure!(id & 0xffff == 0xed, "edu's identification is {id:#x}");
-        edu.device.set_bus_master(true)?;
         Ok(edu)
     }
 
@@ -78,6 +90,37 @@ impl Edu {
     /// The inverse of what was set.
     pub fn liveness(&self) -> Result<u32, Errno> {
         self.read(LIVENESS)
+    }
+
+    /// Has it calculate a factorial.
+    pub fn calculate(&self, n: u32) -> Result<()> {
+        self.device.write(self.bar, FACTORIAL, &n.to_le_bytes())?;
+        let start = clock::now();
+        while self.read(STATUS)? & CALCULATING != 0 {
+            ensure!(
+                clock::now() - start < PATIENCE,
+                "edu does not finish calculating {n}!"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// All that its registers say.
+    pub fn registers(&self) -> Result<Registers> {
+        Ok(Registers {
+            device: "edu".to_owned(),
+            liveness: self.liveness()?,
+            factorial: self.read(FACTORIAL)?,
+            source: self.read_wide(DMA_SOURCE)?,
+            destination: self.read_wide(DMA_DESTINATION)?,
+            count: self.read_wide(DMA_COUNT)?,
+            command: self.read_wide(DMA_COMMAND)?,
+        })
+    }
+
+    fn read_wide(&self, register: u64) -> Result<u64, Errno> {
+        Ok(u64::from_le_bytes(self.device.read(self.bar, register)?))
     }
 
     fn read(&self, register: u64) -> Result<u32, Errno> {
@@ -118,8 +161,7 @@ impl Edu {
         }
         let start = clock::now();
         loop {
-            let command = u64::from_le_bytes(self.device.read(self.bar, DMA_COMMAND)?);
-            if command & RUN == 0 {
+            if self.read_wide(DMA_COMMAND)? & RUN == 0 {
                 return Ok(());
             }
             if clock::now() - start > PATIENCE {

@@ -64,6 +64,19 @@ pub enum Event {
         /// How long it took.
         micros: u64,
     },
+    /// A file was refused, since another one has to be preserved before it.
+    Refused {
+        /// Its name.
+        file: String,
+        /// The other one's.
+        before: String,
+        /// The error.
+        errno: String,
+        /// How long it took.
+        micros: u64,
+    },
+    /// What is in a device before the reboot.
+    Left(Registers),
     /// `reboot(2)` is called next.
     Reboot,
     /// A session was retrieved.
@@ -106,13 +119,24 @@ pub enum Event {
         /// How long it took.
         micros: u64,
     },
-    /// A device was opened and bound to the iommufd.
+    /// A device was opened.
+    Open {
+        /// The device.
+        device: String,
+        /// Its driver.
+        driver: String,
+        /// How long it took.
+        micros: u64,
+    },
+    /// A device was bound to the iommufd.
     Bound {
         /// The device.
         device: String,
         /// How long it took.
         micros: u64,
     },
+    /// What was in a device before anything was written to it.
+    Found(Registers),
     /// A device was attached.
     Attached {
         /// The device.
@@ -122,16 +146,16 @@ pub enum Event {
         /// How long it took.
         micros: u64,
     },
-    /// A device copied memory by DMA, and the copy is right.
+    /// A device copied memory by DMA; what is in memory then is right.
     Copied {
         /// The device.
         device: String,
         /// The id of the address space.
         ioas: u32,
-        /// From where.
-        from: u64,
-        /// To where.
-        to: u64,
+        /// From where, if not from its own buffer.
+        from: Option<u64>,
+        /// To where, if not to its own buffer.
+        to: Option<u64>,
         /// How much.
         bytes: u64,
         /// How long it took.
@@ -168,4 +192,23 @@ pub struct File {
     pub position: u64,
     /// Its seals, by name.
     pub seals: String,
+}
+
+/// What is in the registers of an edu.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers {
+    /// Its name.
+    pub device: String,
+    /// What it makes of the number that was written to it last.
+    pub liveness: u32,
+    /// What it calculated.
+    pub factorial: u32,
+    /// Its last DMA: from where.
+    pub source: u64,
+    /// To where.
+    pub destination: u64,
+    /// How much.
+    pub count: u64,
+    /// In which direction.
+    pub command: u64,
 }

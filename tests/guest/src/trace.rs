@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 pub type Calls = BTreeMap<String, u64>;
 
 /// Those that have a name.
-const NAMES: [(u32, &str); 19] = [
+const NAMES: [(u32, &str); 20] = [
     (uapi::CREATE_SESSION, "CREATE_SESSION"),
     (uapi::RETRIEVE_SESSION, "RETRIEVE_SESSION"),
     (uapi::SESSION_PRESERVE_FD, "PRESERVE_FD"),
@@ -31,6 +31,7 @@ const NAMES: [(u32, &str); 19] = [
     (vfio::ATTACH, "ATTACH"),
     (vfio::DETACH, "DETACH"),
     (vfio::REGION_INFO, "REGION_INFO"),
+    (vfio::RESET, "RESET"),
     (vfio::MAP_DMA, "MAP_DMA"),
     (iommufd::number(IOMMUFD_CMD_DESTROY), "DESTROY"),
     (iommufd::number(IOMMUFD_CMD_IOAS_ALLOC), "IOAS_ALLOC"),

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::ioctl::opcode;
 use std::ffi::c_void;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vfio_bindings::bindings::vfio::*;
@@ -23,8 +23,19 @@ use vfio_bindings::bindings::vfio::*;
 /// The driver that gives any device away.
 pub const DRIVER: &str = "vfio-pci";
 
+/// The driver for devices that survive, and the module that it is in.
+pub const KEEPER: &str = "luo-vfio-pci";
+pub const HANDLER: &str = "luo_vfio";
+
 /// What it is made of, in the order in which it is loaded, where it is not built in.
-const MODULES: [&str; 5] = ["iommufd", "irqbypass", "vfio", "vfio-pci-core", "vfio-pci"];
+const MODULES: [&str; 6] = [
+    "iommufd",
+    "irqbypass",
+    "vfio",
+    "vfio_iommu_type1",
+    "vfio-pci-core",
+    "vfio-pci",
+];
 
 /// The numbers of ioctls.
 pub const BIND: u32 = number(18);
@@ -33,7 +44,17 @@ pub const DETACH: u32 = number(20);
 pub const REGION_INFO: u32 = number(8);
 /// How containers map, which an iommufd can do as well.
 pub const MAP_DMA: u32 = number(13);
-const RESET: u32 = number(11);
+const SET_IRQS: u32 = number(10);
+pub const RESET: u32 = number(11);
+pub const SET_IOMMU: u32 = number(2);
+pub const GROUP_SET_CONTAINER: u32 = number(4);
+pub const GROUP_GET_DEVICE_FD: u32 = number(6);
+const IOEVENTFD: u32 = number(16);
+const FEATURE: u32 = number(17);
+
+/// Kinds of interrupts.
+pub const MSI: u32 = VFIO_PCI_MSI_IRQ_INDEX;
+pub const MSI_X: u32 = VFIO_PCI_MSIX_IRQ_INDEX;
 
 /// The number of an ioctl.
 const fn number(command: u32) -> u32 {
@@ -55,6 +76,14 @@ pub fn load(context: &Context<'_>) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Loads the handler with its driver, if it is not there.
+pub fn load_handler(context: &Context<'_>) -> Result<()> {
+    match module::is_loaded(HANDLER) {
+        true => Ok(()),
+        false => module::load(&context.module(HANDLER)),
+    }
 }
 
 /// A region of a device.
@@ -95,7 +124,12 @@ pub fn cdev(pci: &Pci) -> Result<PathBuf> {
 impl Device {
     /// Opens a device, which gets [`DRIVER`] for that.
     pub fn open(pci: &Pci) -> Result<Self> {
-        pci.bind(DRIVER)?;
+        Self::open_with(pci, DRIVER)
+    }
+
+    /// Opens a device, which gets a certain driver for that.
+    pub fn open_with(pci: &Pci, driver: &str) -> Result<Self> {
+        pci.bind(driver)?;
         let path = cdev(pci)?;
         Self::try_open(&path).with_context(|| format!("opening {}", path.display()))
     }
@@ -142,6 +176,80 @@ impl Device {
     pub fn reset(&self) -> Result<(), Errno> {
         // SAFETY: this call takes no argument.
         unsafe { raw::ioctl(&self.file, RESET, std::ptr::null_mut::<c_void>()) }.map(drop)
+    }
+
+    /// Has the first interrupt of a kind come as an event, or disables all of that kind.
+    pub fn interrupt(&self, kind: u32, event: Option<&OwnedFd>) -> Result<(), Errno> {
+        /// The header's structure, and an event.
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        struct Set {
+            argsz: u32,
+            flags: u32,
+            index: u32,
+            start: u32,
+            count: u32,
+            event: i32,
+        }
+        let (data, count, event) = match event {
+            Some(event) => (VFIO_IRQ_SET_DATA_EVENTFD, 1, event.as_raw_fd()),
+            None => (VFIO_IRQ_SET_DATA_NONE, 0, 0),
+        };
+        let arg = Set {
+            argsz: size_of::<Set>() as u32,
+            flags: data | VFIO_IRQ_SET_ACTION_TRIGGER,
+            index: kind,
+            start: 0,
+            count,
+            event,
+        };
+        raw::ioctl_with(&self.file, SET_IRQS, arg).map(drop)
+    }
+
+    /// Has an event write four bytes to a region, or no longer.
+    pub fn write_on(
+        &self,
+        region: Region,
+        at: u64,
+        value: u32,
+        event: Option<&OwnedFd>,
+    ) -> Result<(), Errno> {
+        let arg = vfio_device_ioeventfd {
+            argsz: size_of::<vfio_device_ioeventfd>() as u32,
+            flags: VFIO_DEVICE_IOEVENTFD_32,
+            offset: region.offset + at,
+            data: value.into(),
+            fd: event.map_or(-1, AsRawFd::as_raw_fd),
+            ..Default::default()
+        };
+        raw::ioctl_with(&self.file, IOEVENTFD, arg).map(drop)
+    }
+
+    /// Lets it sleep as long as nobody uses it, or not.
+    pub fn low_power(&self, on: bool) -> Result<(), Errno> {
+        let feature = match on {
+            true => VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY,
+            false => VFIO_DEVICE_FEATURE_LOW_POWER_EXIT,
+        };
+        // The structure's header is all that these have.
+        let arg = [8, VFIO_DEVICE_FEATURE_SET | feature];
+        raw::ioctl_with(&self.file, FEATURE, arg).map(drop)
+    }
+
+    /// Puts it into a power state by its own registers: 0 is awake, 3 asleep.
+    pub fn set_power_state(&self, state: u8) -> Result<()> {
+        const CAPABILITIES: u64 = 0x34;
+        const POWER: u8 = 1;
+        let [mut at] = self.config(CAPABILITIES)?;
+        loop {
+            ensure!(at != 0, "the device has no power management");
+            let [id, next] = self.config(at.into())?;
+            if id == POWER {
+                break;
+            }
+            at = next;
+        }
+        Ok(self.set_config(u64::from(at) + 4, &[state])?)
     }
 
     /// One of its regions: a BAR by its number, or [`VFIO_PCI_CONFIG_REGION_INDEX`].

@@ -8,7 +8,7 @@ use crate::run::{self, Outcome};
 use crate::vm::{self, Config};
 use anyhow::{Result, bail};
 use console::{Style, style};
-use luo_guest::protocol::{Event, File};
+use luo_guest::protocol::{Event, File, Registers};
 use std::time::{Duration, Instant};
 
 /// What the kernel says right before it jumps into the next one.
@@ -80,6 +80,10 @@ pub struct Timeline {
     after: Vec<File>,
     /// Whether an iommufd is among what is preserved.
     iommufd: bool,
+    /// What is in the device, if it is among what is preserved.
+    left: Option<Registers>,
+    /// What was in it in the last kernel.
+    found: Option<Registers>,
     /// How often memory was mapped for devices, in each kernel.
     maps: Vec<u64>,
     /// How often the device copied memory in the last kernel.
@@ -101,6 +105,8 @@ impl Timeline {
             before: Vec::new(),
             after: Vec::new(),
             iommufd: false,
+            left: None,
+            found: None,
             maps: Vec::new(),
             copied: 0,
         }
@@ -170,11 +176,25 @@ impl Timeline {
                 bytes,
                 micros: time,
             } => {
-                self.iommufd |= bytes.is_none();
+                self.iommufd |= file == "iommufd";
                 let bytes = of(bytes);
                 let text =
                     format!("{file} is preserved: session {session}, token {token:#x}{bytes}");
                 self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Refused {
+                file,
+                before,
+                errno,
+                micros: time,
+            } => {
+                let text = format!("{file} is refused before {before}: {errno}");
+                self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Left(registers) => {
+                let text = format!("{} has {}", registers.device, contents(&registers));
+                self.say(line.at, &text, None);
+                self.left = Some(registers);
             }
             Event::Reboot => {
                 self.reboot = Some((line.at, line.seconds.unwrap_or_default()));
@@ -206,7 +226,10 @@ impl Timeline {
                 session,
                 micros: time,
             } => {
-                self.phase("finish", micros(time));
+                // After that it costs the guest nothing.
+                if self.back.is_none() {
+                    self.phase("finish", micros(time));
+                }
                 let text = format!("session {session} is finished");
                 self.say(line.at, &text, Some(micros(time)));
             }
@@ -233,6 +256,17 @@ impl Timeline {
                 let text = format!("mapped at {iova:#x} in IOAS {ioas}: {part}");
                 self.say(line.at, &text, Some(micros(time)));
             }
+            Event::Open {
+                device,
+                driver,
+                micros: time,
+            } => {
+                if self.kernel > 1 {
+                    self.phase("open the device", micros(time));
+                }
+                let text = format!("{device} is open, its driver is {driver}");
+                self.say(line.at, &text, Some(micros(time)));
+            }
             Event::Bound {
                 device,
                 micros: time,
@@ -240,8 +274,19 @@ impl Timeline {
                 if self.kernel > 1 {
                     self.phase("bind, attach", micros(time));
                 }
-                let text = format!("{device} is open and bound to the iommufd");
+                let text = format!("{device} is bound to the iommufd");
                 self.say(line.at, &text, Some(micros(time)));
+            }
+            Event::Found(registers) => {
+                let same = self.left.as_ref() == Some(&registers);
+                let has = if same {
+                    "still has"
+                } else {
+                    "has NOT the same,"
+                };
+                let text = format!("{} {has} {}", registers.device, contents(&registers));
+                self.say(line.at, &text, None);
+                self.found = Some(registers);
             }
             Event::Attached {
                 device,
@@ -266,8 +311,8 @@ impl Timeline {
             } => {
                 self.copied += usize::from(self.kernel > 1);
                 let bytes = size(bytes);
-                let text =
-                    format!("DMA by {device} in IOAS {ioas}: {bytes} from {from:#x} to {to:#x}");
+                let (from, to) = (place(from), place(to));
+                let text = format!("DMA by {device} in IOAS {ioas}: {bytes} from {from} to {to}");
                 self.say(line.at, &text, Some(micros(time)));
             }
             Event::Ioctls { calls, maps } => {
@@ -309,10 +354,10 @@ impl Timeline {
         let time = Duration::from_secs_f64(time);
         // The C core does not say when it is done, only the kernel as a whole.
         let (phase, text, time) = match self.frozen {
-            Some(frozen) => ("shutdown", "devices are off", time.saturating_sub(frozen)),
+            Some(frozen) => ("shutdown", "devices are quiet", time.saturating_sub(frozen)),
             None => (
                 "freeze, serialize",
-                "files are frozen, the handover is written, devices are off",
+                "files are frozen, the handover is written, devices are quiet",
                 time,
             ),
         };
@@ -343,6 +388,13 @@ impl Timeline {
         if mapped == 0 || again != expected {
             bail!("{mapped} mappings were made before, and {again} after");
         }
+        if self.left != self.found {
+            bail!(
+                "the device is not as it was: {:?} before, {:?} after",
+                self.left,
+                self.found
+            );
+        }
         if self.copied == 0 {
             bail!("the device did nothing");
         }
@@ -357,9 +409,13 @@ impl Timeline {
         } else {
             format!("no mapping kept and {again} made anew")
         };
+        let device = match self.left {
+            Some(_) => "the device as it was",
+            None => "the device opened anew",
+        };
         Ok(format!(
-            "Live update done: {} with the same contents, {mappings}, {} from reboot(2) to the \
-             device attached.",
+            "Live update done: {} with the same contents, {mappings}, {device}, {} from reboot(2) \
+             to the device attached.",
             size(bytes),
             duration(blackout)
         ))
@@ -420,6 +476,26 @@ fn details(file: &File) -> String {
         text += &format!(", seals {}", file.seals);
     }
     text
+}
+
+fn contents(registers: &Registers) -> String {
+    let Registers {
+        device: _,
+        liveness,
+        factorial,
+        source,
+        destination,
+        count,
+        command: _,
+    } = registers;
+    format!(
+        "liveness {liveness:#x}, factorial {factorial}, DMA of {count} from {source:#x} to \
+         {destination:#x}"
+    )
+}
+
+fn place(iova: Option<u64>) -> String {
+    iova.map_or_else(|| "its buffer".to_owned(), |iova| format!("{iova:#x}"))
 }
 
 fn of(bytes: Option<u64>) -> String {

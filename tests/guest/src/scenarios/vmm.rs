@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The stand-in for a VMM: its memory and what devices may see of it come over a kexec.
+//! The stand-in for a VMM: its memory, what devices may see of it, and a device come over a kexec.
 
 use crate::context::{Context, expect_eq};
 use crate::iommufd;
@@ -23,6 +23,14 @@ pub const GROUP: Group = Group {
                 |context| after(context, kept(context)),
             ],
         },
+        // With the kernel's own driver, whose devices have to be opened again.
+        Scenario {
+            name: "vmm-without-its-device",
+            stages: &[
+                |context| before(context, Kept::Iommufd),
+                |context| after(context, Kept::Iommufd),
+            ],
+        },
         // What the counter says in the next kernel when there is something to count.
         Scenario {
             name: "vmm-without-its-iommufd",
@@ -43,20 +51,23 @@ pub const DEMO: Group = Group {
     }],
 };
 
-/// What can come over. The C core has no handler for an iommufd.
+/// What can come over. The C core has no handlers but for memfds.
 fn kept(context: &Context<'_>) -> Kept {
     match context.rust_core() {
-        true => Kept::Iommufd,
+        true => Kept::Device,
         false => Kept::Memory,
     }
 }
 
 fn prepare(context: &Context<'_>, kept: Kept) -> Result<()> {
     vfio::load(context)?;
-    match kept {
-        Kept::Iommufd => iommufd::load_handler(context),
-        Kept::Memory => Ok(()),
+    if kept >= Kept::Iommufd {
+        iommufd::load_handler(context)?;
     }
+    if kept >= Kept::Device {
+        vfio::load_handler(context)?;
+    }
+    Ok(())
 }
 
 /// Runs the VMM's program and says which ioctls it made.
@@ -81,20 +92,22 @@ fn before(context: &Context<'_>, kept: Kept) -> Result<()> {
     let calls = run("save", kept)?;
     expect_eq("mappings", trace::maps(&calls), MAPPINGS)?;
     expect_eq("address spaces", count(&calls, "IOAS_ALLOC"), SPACES)?;
-    expect_eq("preserved", count(&calls, "PRESERVE_FD"), kept.files())
+    let preserved = kept.files() + kept.refusals();
+    expect_eq("preserved", count(&calls, "PRESERVE_FD"), preserved)
 }
 
 fn after(context: &Context<'_>, kept: Kept) -> Result<()> {
     prepare(context, kept)?;
     let calls = run("restore", kept)?;
     let (mappings, spaces) = match kept {
-        Kept::Iommufd => (0, 0),
         Kept::Memory => (MAPPINGS, SPACES),
+        Kept::Iommufd | Kept::Device => (0, 0),
     };
     expect_eq("mappings", trace::maps(&calls), mappings)?;
     expect_eq("address spaces", count(&calls, "IOAS_ALLOC"), spaces)?;
     expect_eq("retrieved", count(&calls, "RETRIEVE_FD"), kept.files())?;
     expect_eq("bound", count(&calls, "BIND"), 1)?;
+    expect_eq("resets", count(&calls, "RESET"), 0)?;
     ensure!(count(&calls, "ATTACH") >= SPACES, "attached: {calls:?}");
     Ok(())
 }
