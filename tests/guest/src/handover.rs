@@ -193,6 +193,16 @@ pub fn outgoing_header(memory: &Memory) -> Result<At<luo::Header>> {
     bail!("no page looks like the header")
 }
 
+/// A page that starts with certain bytes.
+pub fn page_with(memory: &Memory, wanted: &[u8]) -> Result<u64> {
+    for (start, end) in ram()? {
+        if let Some(pa) = find_page(memory, start, end, wanted)? {
+            return Ok(pa);
+        }
+    }
+    bail!("no page starts with {wanted:x?}")
+}
+
 /// How far off the header may be from what was allocated with it.
 const NEAR: u64 = 16 << 20;
 

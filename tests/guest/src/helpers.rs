@@ -124,6 +124,7 @@ fn run(args: &[&str]) -> Result<i32> {
             retrieve(inherited(session)?, Token(token.parse()?), group)
         }
         ["open"] => open(),
+        ["use-device", device] => use_device(inherited(device)?),
         // How the kernel calls what it takes to be modprobe.
         ["-q", "--", module] => corrupt::modprobe(module).map(|()| 0),
         ["retrieve-all", count] => retrieve_all(count.parse()?),
@@ -157,6 +158,16 @@ fn open() -> Result<i32> {
     println!("open");
     loop {
         std::thread::park();
+    }
+}
+
+/// Maps a device's registers and reads them until it is killed.
+fn use_device(device: OwnedFd) -> Result<i32> {
+    let registers = data::Mapping::new(&device.into(), data::page())?;
+    registers.read(0, 4);
+    println!("mapped");
+    loop {
+        registers.read(0, 4);
     }
 }
 

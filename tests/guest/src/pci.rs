@@ -2,13 +2,26 @@
 
 //! PCI devices and their drivers, in sysfs.
 
+use crate::data::{self, Mapping};
 use crate::procfs;
-use anyhow::{Context, Result, bail, ensure};
-use std::fs;
-use std::path::PathBuf;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use luo_abi::vfio::PciAddress;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 /// Where they are.
 const DEVICES: &str = "/sys/bus/pci/devices";
+
+/// Drivers, by name.
+const DRIVERS: &str = "/sys/bus/pci/drivers";
+
+/// Has a driver be looked for that matches a device.
+const PROBE: &str = "/sys/bus/pci/drivers_probe";
+
+/// The command register in the configuration space, and its bit for the BARs.
+const COMMAND: u64 = 4;
+const MEMORY: u16 = 1 << 1;
 
 /// A kind of device: vendor and device id.
 pub type Kind = (u16, u16);
@@ -49,6 +62,36 @@ impl Pci {
         Ok(found)
     }
 
+    /// The device that a link leads to.
+    fn linked(path: &Path) -> Result<Self> {
+        let path =
+            fs::canonicalize(path).with_context(|| format!("following {}", path.display()))?;
+        let name = path.file_name().context("a device has a name")?;
+        Ok(Self {
+            bdf: name.to_string_lossy().into_owned(),
+        })
+    }
+
+    /// Whether it is one of several functions of a device.
+    pub fn has_siblings(&self) -> bool {
+        let (device, _) = self.bdf.rsplit_once('.').unwrap_or_default();
+        let function = |n| fs::exists(format!("{DEVICES}/{device}.{n}"));
+        (0..8).filter(|&n| function(n).is_ok_and(|is| is)).count() > 1
+    }
+
+    /// The port that it is behind.
+    pub fn port(&self) -> Result<Self> {
+        let path = fs::canonicalize(self.path("")).context("looking for a port")?;
+        Self::linked(path.parent().context("a device is somewhere")?)
+    }
+
+    /// Makes so many virtual functions of it, and none again; its driver has to know how.
+    pub fn make_virtual(&self, count: usize) -> Result<Vec<Self>> {
+        procfs::write(self.path("sriov_numvfs"), count.to_string())?;
+        let function = |i| Self::linked(&self.path(&format!("virtfn{i}")));
+        (0..count).map(function).collect()
+    }
+
     fn id(&self, name: &str) -> Result<u16> {
         let text = procfs::read(self.path(name))?;
         let digits = text.strip_prefix("0x").unwrap_or(&text);
@@ -58,6 +101,23 @@ impl Pci {
     /// Its address: domain, bus, device, function.
     pub fn bdf(&self) -> &str {
         &self.bdf
+    }
+
+    /// The same as a number.
+    pub fn address(&self) -> Result<PciAddress> {
+        let numbers: Result<Vec<u16>, _> = self
+            .bdf
+            .split([':', '.'])
+            .map(|part| u16::from_str_radix(part, 16))
+            .collect();
+        match numbers?[..] {
+            [segment, bus, device, function] => Ok(PciAddress {
+                segment,
+                bus: bus.try_into()?,
+                devfn: (device << 3 | function).try_into()?,
+            }),
+            _ => bail!("{} is no address", self.bdf),
+        }
     }
 
     /// One of its files in sysfs.
@@ -86,7 +146,7 @@ impl Pci {
         }
         self.unbind()?;
         procfs::write(self.path("driver_override"), driver)?;
-        procfs::write("/sys/bus/pci/drivers_probe", &self.bdf)?;
+        procfs::write(PROBE, &self.bdf)?;
         ensure!(
             self.driver().as_deref() == Some(driver),
             "{} has driver {:?}, expected {driver}",
@@ -94,5 +154,85 @@ impl Pci {
             self.driver()
         );
         Ok(())
+    }
+
+    /// Tries in all ways to give it a certain driver; none of them has to work.
+    pub fn try_bind(&self, driver: &str) {
+        let _ = self.unbind();
+        let _ = procfs::write(self.path("driver_override"), driver);
+        let _ = procfs::write(PROBE, &self.bdf);
+        let _ = procfs::write(format!("{DRIVERS}/{driver}/bind"), &self.bdf);
+    }
+
+    /// Has the kernel forget it, until [`rescan`] finds it again.
+    pub fn remove(&self) -> Result<()> {
+        procfs::write(self.path("remove"), "1")?;
+        ensure!(!self.path("").exists(), "{} is still there", self.bdf);
+        Ok(())
+    }
+
+    /// Has the port before it forward nothing to it for a while, so that it does not answer.
+    pub fn silenced<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        const SECONDARY_BUS: u64 = 0x19;
+        let port = self.port()?;
+        let bus: [u8; 1] = port.config(SECONDARY_BUS)?;
+        port.set_config(SECONDARY_BUS, &[0xff])?;
+        let result = match self.config(0)? {
+            [0xff, 0xff] => work(),
+            id => Err(anyhow!("{} still answers: {id:x?}", self.bdf)),
+        };
+        port.set_config(SECONDARY_BUS, &bus)?;
+        result
+    }
+
+    fn open_config(&self) -> Result<File> {
+        let path = self.path("config");
+        let file = File::options().read(true).write(true).open(&path);
+        file.with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Reads its configuration space, whoever has it.
+    pub fn config<const N: usize>(&self, at: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.open_config()?.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// Writes to its configuration space, whoever has it.
+    pub fn set_config(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        Ok(self.open_config()?.write_all_at(bytes, at)?)
+    }
+
+    /// Reads four bytes of a BAR, whoever has the device, and without the reset that comes with a
+    /// driver.
+    pub fn peek(&self, bar: u32, at: u64) -> Result<u32> {
+        let command = self.config(COMMAND)?;
+        let on = u16::from_le_bytes(command) | MEMORY;
+        self.set_config(COMMAND, &on.to_le_bytes())?;
+        let path = self.path(&format!("resource{bar}"));
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        let word = Mapping::new(&file, data::page())?.word(at);
+        self.set_config(COMMAND, &command)?;
+        Ok(word)
+    }
+}
+
+/// Has the kernel look for devices that it does not know.
+pub fn rescan() -> Result<()> {
+    procfs::write("/sys/bus/pci/rescan", "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_what_it_was() {
+        for bdf in ["0000:00:1f.7", "0001:c1:00.0"] {
+            let bdf = bdf.to_owned();
+            let address = Pci { bdf: bdf.clone() }.address().unwrap();
+            assert_eq!(address.to_string(), bdf);
+        }
     }
 }

@@ -29,4 +29,5 @@ pub mod shell;
 pub mod third;
 pub mod trouble;
 pub mod unload;
+pub mod vfio;
 pub mod vmm;

@@ -14,6 +14,8 @@ pub struct Device {
     pub kind: Kind,
     /// Whether it is behind a root port of its own, so that its bus can be reset.
     pub port: bool,
+    /// Whether there are two of them there.
+    pub twins: bool,
 }
 
 /// What a device is.
@@ -23,19 +25,38 @@ pub enum Kind {
     Edu,
     /// A disk.
     Nvme,
+    /// A disk's controller without a disk, which can have two virtual functions.
+    NvmeSriov,
     /// A source of random numbers.
     Rng,
 }
 
 /// The first slot of the devices.
-const SLOT: usize = 0x10;
+const SLOT: usize = 0x8;
 
 impl Device {
     /// An educational device on the root bus.
     pub const EDU: Self = Self {
         kind: Kind::Edu,
         port: false,
+        twins: false,
     };
+
+    /// Two of them that share a bus behind a port.
+    pub const TWINS: Self = Self {
+        kind: Kind::Edu,
+        port: true,
+        twins: true,
+    };
+
+    /// A device behind a port of its own.
+    pub const fn port(kind: Kind) -> Self {
+        Self {
+            kind,
+            port: true,
+            twins: false,
+        }
+    }
 
     /// Makes in a folder what it needs there.
     pub fn prepare(self, i: usize, dir: &Path) -> Result<()> {
@@ -68,9 +89,24 @@ impl Device {
                 push("-blockdev", file);
                 format!("nvme,drive=disk{i},serial=luo{i}")
             }
+            Kind::NvmeSriov => {
+                push("-device", format!("nvme-subsys,id=subsystem{i}"));
+                format!(
+                    "nvme,serial=luo{i},subsys=subsystem{i},sriov_max_vfs=2,\
+                     sriov_vq_flexible=4,sriov_vi_flexible=2"
+                )
+            }
             Kind::Rng => "virtio-rng-pci,disable-legacy=on,iommu_platform=on".to_owned(),
         };
-        push("-device", format!("{device},{place}"));
+        if self.twins {
+            push("-device", format!("{device},{place},addr=0.1"));
+            push(
+                "-device",
+                format!("{device},{place},addr=0.0,multifunction=on"),
+            );
+        } else {
+            push("-device", format!("{device},{place}"));
+        }
         args
     }
 }
@@ -83,17 +119,22 @@ impl FromStr for Device {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (kind, port) = match text.strip_prefix("port:") {
+        let (kind, twins) = match text.strip_prefix("twins:") {
             Some(kind) => (kind, true),
             None => (text, false),
+        };
+        let (kind, port) = match kind.strip_prefix("port:") {
+            Some(kind) => (kind, true),
+            None => (kind, twins),
         };
         let kind = match kind {
             "edu" => Kind::Edu,
             "nvme" => Kind::Nvme,
+            "nvme-sriov" => Kind::NvmeSriov,
             "rng" => Kind::Rng,
-            _ => bail!("no device {kind} is known; there are edu, nvme and rng"),
+            _ => bail!("no device {kind} is known; there are edu, nvme, nvme-sriov and rng"),
         };
-        Ok(Self { kind, port })
+        Ok(Self { kind, port, twins })
     }
 }
 
@@ -104,11 +145,9 @@ mod tests {
     #[test]
     fn a_device_has_a_name() {
         assert_eq!("edu".parse::<Device>().unwrap(), Device::EDU);
-        let expected = Device {
-            kind: Kind::Nvme,
-            port: true,
-        };
+        let expected = Device::port(Kind::Nvme);
         assert_eq!("port:nvme".parse::<Device>().unwrap(), expected);
+        assert_eq!("twins:edu".parse::<Device>().unwrap(), Device::TWINS);
         assert!("floppy".parse::<Device>().is_err());
     }
 
@@ -118,7 +157,7 @@ mod tests {
         let args = device.args(1, Path::new("/")).join(" ");
         assert_eq!(
             args,
-            "-device pcie-root-port,id=port1,chassis=2,addr=0x11 \
+            "-device pcie-root-port,id=port1,chassis=2,addr=0x9 \
              -device virtio-rng-pci,disable-legacy=on,iommu_platform=on,bus=port1"
         );
     }

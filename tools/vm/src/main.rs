@@ -83,8 +83,8 @@ enum Command {
         /// The size in MiB of a disk for swap.
         #[arg(long)]
         disk: Option<u32>,
-        /// A device behind an IOMMU: edu, nvme or rng; with port: before it, behind a port of
-        /// its own.
+        /// A device behind an IOMMU: edu, nvme, nvme-sriov or rng; with port: before it, behind a
+        /// port of its own; with twins: before it, two of them there.
         #[arg(long)]
         device: Vec<Device>,
         /// Has the kernels load modules themselves.

@@ -2,7 +2,7 @@
 
 //! The scenarios, in as few machines as is sound.
 
-use crate::device::Device;
+use crate::device::{Device, Kind};
 use crate::suite::{Job, Report, boot, last};
 use crate::vm::{Config, DEBUG};
 use luo_guest::registry::{self, Group, Scenario};
@@ -28,6 +28,8 @@ pub fn long() -> Vec<Job> {
     jobs.push(shared("rust-cmemfd", &WITHOUT_MODULE));
     jobs.extend(iommu("rust"));
     jobs.extend(iommu("rust-cmemfd"));
+    jobs.extend(vfio("rust"));
+    jobs.extend(vfio("rust-cmemfd"));
     jobs
 }
 
@@ -47,6 +49,7 @@ pub fn debug() -> Vec<Job> {
     jobs.extend(sdk(DEBUG));
     jobs.extend(vmm(DEBUG));
     jobs.extend(iommu(DEBUG));
+    jobs.extend(vfio(DEBUG));
     jobs
 }
 
@@ -169,6 +172,56 @@ fn iommu(flavour: &'static str) -> Vec<Job> {
         }));
     }
     jobs.insert(0, together(config, flavour, &groups));
+    jobs
+}
+
+/// Machines for VFIO devices.
+fn vfio(flavour: &'static str) -> Vec<Job> {
+    // How many devices there are: edu, nvme, rng.
+    let config = |kernels, counts: [usize; 3]| {
+        let kinds = [
+            Device::EDU,
+            Device::port(Kind::Nvme),
+            Device::port(Kind::Rng),
+        ];
+        let mut config = Config::new(std::iter::repeat_n(flavour, kernels));
+        for (device, count) in kinds.into_iter().zip(counts) {
+            config.devices.extend(std::iter::repeat_n(device, count));
+        }
+        config
+    };
+    let mut usual = config(2, [3, 4, 3]);
+    let others = [Device::TWINS, Device::port(Kind::NvmeSriov)];
+    usual.devices.extend(others);
+    let mut on_demand = config(2, [1, 2, 0]);
+    on_demand.modprobe = true;
+    let mut groups = vec!["vfio-refused", "vfio"];
+    let mut unusual = vec!["vfio-kept", "vfio-lost", "vfio-unclaimed"];
+    let mut alone = Vec::new();
+    // The others need the module for callbacks, or show nothing new with this flavour.
+    if flavour != "rust-cmemfd" {
+        groups.insert(1, "vfio-reboot");
+        alone.push(("vfio-third", 3, [2, 1, 1]));
+        alone.push(("vfio-unreadable", 3, [1, 1, 0]));
+    }
+    // To look for a record in all of its memory takes the debug kernel half a minute.
+    if flavour == DEBUG {
+        alone.push(("vfio-faults", 2, [1, 0, 0]));
+    } else {
+        unusual.push("vfio-corrupt");
+    }
+    if flavour == "rust" {
+        alone.push(("vfio-third-loaded", 3, [0, 1, 2]));
+        alone.push(("vfio-count", 2, [1, 1, 0]));
+    }
+    let mut jobs = vec![
+        together(usual, flavour, &groups),
+        together(config(2, [3, 17, 2]), flavour, &unusual),
+        together(on_demand, flavour, &["vfio-module"]),
+    ];
+    for (group, kernels, devices) in alone {
+        jobs.push(together(config(kernels, devices), flavour, &[group]));
+    }
     jobs
 }
 
