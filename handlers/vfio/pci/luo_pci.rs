@@ -196,6 +196,7 @@ fn read_stale(devices: &mut KVec<KeptDevice>) -> Result {
     keep_all(devices, record.addresses().ok_or(EINVAL)?, Phase::Stale)
 }
 
+/// Adds devices that are to be kept to those that are, unless they are there.
 fn keep_all(devices: &mut KVec<KeptDevice>, addresses: &[PciAddress], phase: Phase) -> Result {
     for &address in addresses {
         if devices.iter().any(|device| device.address == address) {
@@ -218,13 +219,8 @@ fn added(device: &Device) {
     };
     let at = Shown(address);
     let mut kept = sys::kept();
-    if kept.all && kept.find(address).is_none() && device.is_endpoint() {
-        let device = KeptDevice {
-            address,
-            phase: Phase::Stale,
-            resets: None,
-        };
-        if kept.devices.push(device, GFP_KERNEL).is_err() {
+    if kept.all && device.is_endpoint() {
+        if keep_all(&mut kept.devices, &[address], Phase::Stale).is_err() {
             pr_err!("there is no memory to keep {at} from other drivers: reset the machine\n");
         }
     }
