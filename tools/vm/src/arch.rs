@@ -23,7 +23,9 @@ pub struct Arch {
     pub console: &'static str,
     /// The kernel's image.
     pub image: &'static str,
-    /// What kernels with the sanitizers are told besides.
+    /// What kernels are told besides.
+    pub parameter: &'static str,
+    /// What kernels with the sanitizers are told besides that.
     pub debug: &'static str,
 }
 
@@ -41,6 +43,10 @@ const ARCHES: [(&str, Arch); 2] = [
             iommu_parameter: "intel_iommu=on no_timer_check",
             console: "ttyS0",
             image: "bzImage",
+            // Linux 7.3's clock watchdog waits for another processor with interrupts off, and gives
+            // up when time has passed. While the clock is jiffies none passes then, and if the
+            // other processor is switching to the next clock, both wait for ever.
+            parameter: "tsc=nowatchdog",
             // The first processor forgets for a moment, with interrupts on, that it has five
             // levels, and KASAN takes an interrupt's memory for wild then.
             debug: "no5lvl",
@@ -57,6 +63,7 @@ const ARCHES: [(&str, Arch); 2] = [
             iommu_parameter: "",
             console: "ttyAMA0",
             image: "Image",
+            parameter: "",
             debug: "",
         },
     ),

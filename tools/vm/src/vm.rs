@@ -98,26 +98,27 @@ impl Config {
 
     /// The plan that process 1 follows.
     fn plan(&self, arch: &Arch) -> Result<Plan> {
-        let mut common = format!(
-            "console={} panic=-1 loglevel=8 printk.devkmsg=on kunit.enable=0",
-            arch.console
-        );
+        let console = format!("console={}", arch.console);
+        let mut common = vec![
+            console.as_str(),
+            "panic=-1 loglevel=8 printk.devkmsg=on kunit.enable=0",
+            arch.parameter,
+        ];
         if has_debug(&self.chain) {
-            common = format!("{common} {DEBUG_SCRATCH} {DEBUG_SLAB} {}", arch.debug);
-            common.truncate(common.trim_end().len());
+            common.extend([DEBUG_SCRATCH, DEBUG_SLAB, arch.debug]);
         }
         if !self.devices.is_empty() {
-            common = format!("{common} {}", arch.iommu_parameter);
-            common.truncate(common.trim_end().len());
+            common.push(arch.iommu_parameter);
         }
         let stages = self.chain.iter().enumerate().map(|(i, (flavour, extra))| {
+            let stage = format!("{STAGE_PARAMETER}{i}");
             // The last word on a parameter counts, so that `extra` can switch them off.
-            let mut cmdline = format!("{common} kho=on liveupdate=on {extra}");
-            cmdline.truncate(cmdline.trim_end().len());
-            cmdline += &format!(" {STAGE_PARAMETER}{i}");
+            let own = ["kho=on liveupdate=on", extra, &stage];
+            let mut words = [&common[..], &own[..]].concat();
+            words.retain(|word| !word.is_empty());
             Stage {
                 flavour: flavour.clone(),
-                cmdline,
+                cmdline: words.join(" "),
             }
         });
         let host_files = match self.modprobe {

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::module;
 use crate::procfs;
 use crate::registry::{Group, Scenario};
+use crate::scenarios::corrupt::wait_for;
 use anyhow::Result;
 
 pub const GROUP: Group = Group {
@@ -66,6 +67,13 @@ fn none(context: &mut Context<'_>) -> Result<()> {
 }
 
 fn lockup(context: &mut Context<'_>) -> Result<()> {
+    // A change of the clock stops all processors but not this one, which will be stuck, so that
+    // the other would wait for it with all that it has, such as the console.
+    wait_for("the last clock", || {
+        let clock =
+            procfs::read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+        clock.is_ok_and(|clock| !clock.ends_with("-early"))
+    })?;
     procfs::write("/proc/sys/kernel/watchdog_thresh", "3")?;
     provoke(context, "SOFTLOCKUP")
 }

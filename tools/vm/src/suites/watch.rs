@@ -13,7 +13,6 @@ struct Case {
     says: &'static str,
     cpus: u32,
     silence: u64,
-    tries: u32,
 }
 
 const CASES: [Case; 7] = [
@@ -22,21 +21,18 @@ const CASES: [Case; 7] = [
         says: "cut here",
         cpus: 1,
         silence: 60,
-        tries: 1,
     },
     Case {
         scenario: "trouble-oops",
         says: "BUG: ",
         cpus: 1,
         silence: 60,
-        tries: 1,
     },
     Case {
         scenario: "trouble-panic",
         says: "Kernel panic",
         cpus: 1,
         silence: 60,
-        tries: 1,
     },
     Case {
         scenario: "trouble-lockup",
@@ -45,15 +41,12 @@ const CASES: [Case; 7] = [
         // can take a minute.
         cpus: 2,
         silence: 150,
-        // On a busy host it now and then says nothing at all; why is not known.
-        tries: 2,
     },
     Case {
         scenario: "trouble-hung-task",
         says: "blocked for more than",
         cpus: 1,
         silence: 60,
-        tries: 1,
     },
     // Nothing at all is said with interrupts off on the only processor.
     Case {
@@ -61,14 +54,12 @@ const CASES: [Case; 7] = [
         says: "silent for",
         cpus: 1,
         silence: 25,
-        tries: 1,
     },
     Case {
         scenario: "trouble-in-process-1",
         says: "Attempted to kill init",
         cpus: 1,
         silence: 60,
-        tries: 1,
     },
 ];
 
@@ -80,10 +71,7 @@ pub fn jobs() -> Vec<Job> {
     for case in CASES {
         let name = format!("watch/{}", case.scenario);
         jobs.push(Job::single(name, move |name| {
-            let again = |result: Result<()>, _| result.or_else(|_| caught(name, &case));
-            Ok(Report::of(name, || {
-                (1..case.tries).fold(caught(name, &case), again)
-            }))
+            Ok(Report::of(name, || caught(name, &case)))
         }));
     }
     jobs.push(Job::single("watch/trouble-in-kernel-2", |name| {
