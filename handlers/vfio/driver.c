@@ -163,7 +163,7 @@ static int luo_vfio_mmap(struct vfio_device *vdev, struct vm_area_struct *vma)
 	int err = luo_vfio_guarded(vdev, vfio_pci_core_mmap(vdev, vma));
 
 	if (!err) {
-		/* The same ones every time. */
+		/* The same ones every time, as this driver adds no regions of its own. */
 		WRITE_ONCE(to_luo(vdev)->vm_ops, vma->vm_ops);
 		vma->vm_ops = &luo_vfio_vm_ops;
 	}
@@ -220,8 +220,9 @@ static void luo_vfio_restore(struct luo_vfio_device *ldev)
 	command = (command & ~kept) | (ldev->setup.command & kept);
 	pci_write_config_word(pdev, PCI_COMMAND, command);
 	ldev->bus_master = ldev->setup.command & PCI_COMMAND_MASTER;
-	/* What it has to say may come before anybody listens. */
-	pci_intx(pdev, 0);
+	/* What it has to say may come before anybody listens, which is when VFIO unmutes it. */
+	if (ldev->core.pci_2_3)
+		pci_intx(pdev, 0);
 }
 
 static int luo_vfio_open_device(struct vfio_device *vdev)
@@ -263,18 +264,24 @@ static int luo_vfio_open_device(struct vfio_device *vdev)
 		vfio_pci_core_disable(core);
 		err = -EIO;
 	}
+	/* Meanwhile its session may have been finished. */
+	if (!err && phase != LUO_PCI_FREE && !luo_pci_kept_let_go(core->pdev, phase)) {
+		vfio_pci_core_disable(core);
+		err = -EBUSY;
+	}
 	if (err) {
 		if (phase == LUO_PCI_STALE)
 			luo_pci_kept_forbid_resets(core->pdev);
+		/* PCI unmutes what it enables. */
+		if (phase != LUO_PCI_FREE)
+			pci_intx(core->pdev, 0);
 		return err;
 	}
 
 	if (phase == LUO_PCI_RETRIEVED)
 		luo_vfio_restore(ldev);
-	if (phase != LUO_PCI_FREE) {
-		luo_pci_kept_let_go(core->pdev);
+	if (phase != LUO_PCI_FREE)
 		core->reset_works = core->pdev->reset_methods[0];
-	}
 
 	vfio_pci_core_finish_enable(core);
 	return 0;
@@ -472,31 +479,23 @@ static const struct file_operations luo_vfio_no_fops = {
 	.owner = THIS_MODULE,
 };
 
-/* What open(2) of the device's node would give. */
-static struct file *luo_vfio_open(struct vfio_device *vdev)
+/* Makes a new file what open(2) of the device's node would give. */
+static int luo_vfio_open(struct vfio_device *vdev, struct file *file)
 {
 	const struct file_operations *fops = vdev->cdev.ops;
-	struct inode *inode;
-	struct file *file;
+	struct inode *inode = file_inode(file);
 	int err;
 
-	file = anon_inode_create_getfile("[vfio-device]", &luo_vfio_no_fops, NULL, O_RDWR, NULL);
-	if (IS_ERR(file))
-		return file;
-
-	inode = file_inode(file);
 	inode->i_cdev = &vdev->cdev;
 	err = fops->open(inode, file);
 	inode->i_cdev = NULL;
-	if (err) {
-		fput(file);
-		return ERR_PTR(err);
-	}
+	if (err)
+		return err;
 
 	/* Cannot fail: this module depends on the one that they are in. */
 	replace_fops(file, fops_get(fops));
 	file->f_mode |= FMODE_CAN_READ | FMODE_CAN_WRITE | FMODE_PREAD | FMODE_PWRITE;
-	return file;
+	return 0;
 }
 
 /* Gives a kept device that the caller claimed to the owner of an iommufd. */
@@ -505,6 +504,7 @@ struct file *luo_vfio_retrieve(struct pci_dev *pdev, struct file *iommufd,
 {
 	struct luo_vfio_device *ldev;
 	struct iommufd_ctx *ictx;
+	struct file *file;
 	int err;
 
 	/* In case that somebody unbound it, and wrote driver_override. */
@@ -526,8 +526,18 @@ struct file *luo_vfio_retrieve(struct pci_dev *pdev, struct file *iommufd,
 	iommufd_ctx_put(ictx);
 
 	ldev->setup = *setup;
-	err = luo_vfio_register(ldev);
-	return err ? ERR_PTR(err) : luo_vfio_open(&ldev->core.vdev);
+	/* Before there is a node that somebody else could have open when it is unregistered. */
+	file = anon_inode_create_getfile("[vfio-device]", &luo_vfio_no_fops, NULL, O_RDWR, NULL);
+	if (IS_ERR(file))
+		return file;
+
+	err = luo_vfio_register(ldev) ?: luo_vfio_open(&ldev->core.vdev, file);
+	if (err) {
+		fput(file);
+		return ERR_PTR(err);
+	}
+
+	return file;
 }
 
 MODULE_IMPORT_NS("IOMMUFD");

@@ -235,6 +235,7 @@ fn restore(cx: &mut Retrieve<'_>, state: &VfioDevice) -> Result<ARef<File>> {
         pr_err!("{at} can be reset in a way that this kernel does not know\n");
         return Err(EOPNOTSUPP);
     }
+    claim.limit_resets(resets);
     let device = Device::find(address).ok_or(ENODEV)?;
     let found = device.identity().ok_or(EIO).inspect_err(|_| {
         pr_err!("{at} does not answer\n");
@@ -249,7 +250,6 @@ fn restore(cx: &mut Retrieve<'_>, state: &VfioDevice) -> Result<ARef<File>> {
         pr_err!("{at} has its registers at other addresses now\n");
         return Err(ENXIO);
     }
-    claim.limit_resets(resets);
     let iommufd = cx.fetch(iommufd)?;
     let file = device::retrieve(&device, &iommufd, &header)?;
     claim.keep();

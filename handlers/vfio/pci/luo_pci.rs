@@ -170,7 +170,7 @@ fn start() -> bool {
     let mut kept = sys::kept();
     kept.devices = devices;
     if let Err(err) = read {
-        pr_err!("the record of preserved devices is unusable ({err:?}): no driver but luo-vfio-pci gets any device until the machine is reset\n");
+        pr_err!("the record of preserved devices is unusable ({err:?}): no driver gets a device before luo-vfio-pci has reset it\n");
         kept.all = true;
     }
     kept.all || !kept.devices.is_empty()
@@ -228,16 +228,19 @@ fn added(device: &Device) {
         device.stay_awake();
         device.mute();
         kept.resets = Some(device.forbid_resets());
-        reserve(device, at);
-        pr_info!("{at} is kept as the previous kernel left it\n");
+        if reserve(device, at) {
+            pr_info!("{at} is kept as the previous kernel left it\n");
+        }
     }
 }
 
-/// Has no driver but `luo-vfio-pci` match a device.
-fn reserve(device: &Device, at: Shown<PciAddress>) {
-    if let Err(err) = device.reserve() {
+/// Has no driver but `luo-vfio-pci` match a device, if there is memory for that.
+fn reserve(device: &Device, at: Shown<PciAddress>) -> bool {
+    let reserved = device.reserve();
+    if let Err(err) = reserved {
         pr_err!("{at} cannot be reserved for luo-vfio-pci ({err:?}): reset the machine\n");
     }
+    reserved.is_ok()
 }
 
 /// A device is gone; it may come back.
@@ -254,8 +257,9 @@ fn binds(device: &Device) {
     };
     if phase(device).is_some() && device.is_claimed() {
         let at = Shown(address);
-        pr_warn!("{at} is kept for luo-vfio-pci, no other driver gets it\n");
-        reserve(device, at);
+        if reserve(device, at) {
+            pr_warn!("{at} is kept for luo-vfio-pci, no other driver gets it\n");
+        }
     }
 }
 
@@ -374,18 +378,19 @@ fn forbid_resets(device: &Device) {
     }
 }
 
-/// Keeps a device no longer: it is its owner's again, or was reset.
-fn let_go(device: &Device) {
+/// Keeps a device no longer: it is its owner's again, or was reset. Says whether it was kept, in a phase
+/// that was `expected`; if not, nothing happens.
+fn let_go(device: &Device, expected: impl Fn(Phase) -> bool) -> bool {
     let Some(address) = device.address() else {
-        return;
+        return false;
     };
     let mut kept = sys::kept();
     let Some(index) = kept
         .devices
         .iter()
-        .position(|device| device.address == address)
+        .position(|device| device.address == address && expected(device.phase))
     else {
-        return;
+        return false;
     };
     if let Ok(KeptDevice {
         resets: Some(resets),
@@ -396,12 +401,15 @@ fn let_go(device: &Device) {
     }
     drop(kept);
     device.may_sleep();
+    true
 }
 
-/// Resets a kept device that is nobody's any more, and keeps it no longer; says whether it is free.
+/// Resets a kept device that is nobody's any more, and keeps it no longer; says whether it is free,
+/// as one is that is not kept.
 fn discard(address: PciAddress) -> bool {
-    if let Some(kept) = sys::kept().find(address) {
-        kept.phase = Phase::Stale;
+    match sys::kept().find(address) {
+        Some(kept) => kept.phase = Phase::Stale,
+        None => return true,
     }
     let at = Shown(address);
     let Some(device) = Device::find(address) else {
@@ -412,7 +420,7 @@ fn discard(address: PciAddress) -> bool {
     match device.reset() {
         Ok(()) => {
             pr_info!("{at} was reset, since it is nobody's any more\n");
-            let_go(&device);
+            let_go(&device, |phase| phase == Phase::Stale);
             true
         }
         Err(err) => {

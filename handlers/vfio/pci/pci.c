@@ -66,7 +66,10 @@ int luo_pci_reserve(struct pci_dev *pdev)
 /* Has the driver, or else one that matches now, start anew with the device. */
 int luo_pci_reprobe(struct pci_dev *pdev)
 {
-	return device_reprobe(&pdev->dev);
+	int err = device_reprobe(&pdev->dev);
+
+	/* That no driver matches, or that its probe fails, is no error there. */
+	return err ?: READ_ONCE(pdev->dev.driver) ? 0 : -ENODEV;
 }
 
 /* What sysfs calls one of a device's reset methods. */

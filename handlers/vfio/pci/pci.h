@@ -49,6 +49,6 @@ void luo_pci_may_sleep(struct pci_dev *pdev);
 enum luo_pci_phase luo_pci_kept_phase(struct pci_dev *pdev);
 void luo_pci_kept_allow_resets(struct pci_dev *pdev);
 void luo_pci_kept_forbid_resets(struct pci_dev *pdev);
-void luo_pci_kept_let_go(struct pci_dev *pdev);
+bool luo_pci_kept_let_go(struct pci_dev *pdev, enum luo_pci_phase phase);
 
 #endif

@@ -106,7 +106,11 @@ extern "C" fn luo_pci_kexec() {
 #[no_mangle]
 unsafe extern "C" fn luo_pci_kept_phase(pdev: *mut bindings::pci_dev) -> bindings::luo_pci_phase {
     // SAFETY: The caller guarantees validity.
-    match crate::phase(&unsafe { Device::from_raw(pdev) }) {
+    raw_phase(crate::phase(&unsafe { Device::from_raw(pdev) }))
+}
+
+fn raw_phase(phase: Option<Phase>) -> bindings::luo_pci_phase {
+    match phase {
         None => bindings::luo_pci_phase_LUO_PCI_FREE,
         Some(Phase::Owned) => bindings::luo_pci_phase_LUO_PCI_OWNED,
         Some(Phase::Retrieved) => bindings::luo_pci_phase_LUO_PCI_RETRIEVED,
@@ -142,9 +146,13 @@ unsafe extern "C" fn luo_pci_kept_forbid_resets(pdev: *mut bindings::pci_dev) {
 ///
 /// `pdev` must be valid.
 #[no_mangle]
-unsafe extern "C" fn luo_pci_kept_let_go(pdev: *mut bindings::pci_dev) {
+unsafe extern "C" fn luo_pci_kept_let_go(
+    pdev: *mut bindings::pci_dev,
+    phase: bindings::luo_pci_phase,
+) -> bool {
     // SAFETY: The caller guarantees validity.
-    crate::let_go(&unsafe { Device::from_raw(pdev) });
+    let device = unsafe { Device::from_raw(pdev) };
+    crate::let_go(&device, |kept| raw_phase(Some(kept)) == phase)
 }
 
 /// The record that an earlier kernel left of devices that it could not reset. To be called once.
