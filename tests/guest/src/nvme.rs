@@ -26,26 +26,31 @@ const COMPLETIONS: u64 = 0x30;
 const SUBMISSIONS_TAIL: u64 = 0x1000;
 const COMPLETIONS_HEAD: u64 = 0x1004;
 
-/// On, with entries of the usual sizes.
-const ON: u32 = 1 | 6 << 16 | 4 << 20;
+/// On, with entries of the usual sizes, and pages of 8 KiB: the kernel's driver has 4 KiB always.
+const ON: u32 = 1 | 1 << 7 | 6 << 16 | 4 << 20;
 const READY: u32 = 1;
 
 /// How many entries a queue has.
 const ENTRIES: u16 = 16;
 
-/// Where things are in memory.
+/// Where things are in memory, each in a page of its own.
 const QUEUE: u64 = 0;
-const DONE: u64 = 0x1000;
-const ANSWER: u64 = 0x2000;
+const DONE: u64 = 0x2000;
+const ANSWER: u64 = 0x4000;
 
 /// What it needs of memory.
-pub const MEMORY: u64 = 0x3000;
+pub const MEMORY: u64 = 0x6000;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Whether one is on, whoever has it.
+/// Whether one is on, whoever has it, as this program has switched it on.
 pub fn is_on(pci: &Pci) -> Result<bool> {
-    Ok(pci.peek(0, CONFIGURATION)? == ON && pci.peek(0, STATUS)? & READY != 0)
+    Ok(configuration_of(pci)? == ON && pci.peek(0, STATUS)? & READY != 0)
+}
+
+/// How one is set up, whoever has it: not at all after a reset.
+pub fn configuration_of(pci: &Pci) -> Result<u32> {
+    pci.peek(0, CONFIGURATION)
 }
 
 /// A bound controller, and the memory that it uses.
@@ -96,7 +101,7 @@ impl Nvme {
         Ok(())
     }
 
-    /// Whether it is on, and ready.
+    /// Whether it is on as by [`Self::start`], and ready.
     pub fn is_on(&self) -> Result<bool, Errno> {
         let (on, ready) = (self.read(CONFIGURATION)?, self.read(STATUS)?);
         Ok(on == ON && ready & READY != 0)

@@ -20,8 +20,14 @@ const DRIVERS: &str = "/sys/bus/pci/drivers";
 const PROBE: &str = "/sys/bus/pci/drivers_probe";
 
 /// The command register in the configuration space, and its bit for the BARs.
-const COMMAND: u64 = 4;
+pub const COMMAND: u64 = 4;
 const MEMORY: u16 = 1 << 1;
+/// Its bits for errors that are reported, and for no interrupts by a pin.
+pub const SERR: u16 = 1 << 8;
+pub const NO_PIN: u16 = 1 << 10;
+
+/// The cache line size there.
+pub const CACHE_LINE: u64 = 0xc;
 
 /// A kind of device: vendor and device id.
 pub type Kind = (u16, u16);
@@ -203,17 +209,26 @@ impl Pci {
         Ok(self.open_config()?.write_all_at(bytes, at)?)
     }
 
+    /// Its command register, whoever has it.
+    pub fn command(&self) -> Result<u16> {
+        Ok(u16::from_le_bytes(self.config(COMMAND)?))
+    }
+
+    /// Has nobody put it to sleep.
+    pub fn stay_awake(&self) -> Result<()> {
+        procfs::write(self.path("power/control"), "on")
+    }
+
     /// Reads four bytes of a BAR, whoever has the device, and without the reset that comes with a
     /// driver.
     pub fn peek(&self, bar: u32, at: u64) -> Result<u32> {
-        let command = self.config(COMMAND)?;
-        let on = u16::from_le_bytes(command) | MEMORY;
-        self.set_config(COMMAND, &on.to_le_bytes())?;
+        let command = self.command()?;
+        self.set_config(COMMAND, &(command | MEMORY).to_le_bytes())?;
         let path = self.path(&format!("resource{bar}"));
         let file = File::options().read(true).write(true).open(&path);
         let file = file.with_context(|| format!("opening {}", path.display()))?;
         let word = Mapping::new(&file, data::page())?.word(at);
-        self.set_config(COMMAND, &command)?;
+        self.set_config(COMMAND, &command.to_le_bytes())?;
         Ok(word)
     }
 }

@@ -46,6 +46,7 @@ pub const REGION_INFO: u32 = number(8);
 pub const MAP_DMA: u32 = number(13);
 const SET_IRQS: u32 = number(10);
 pub const RESET: u32 = number(11);
+const HOT_RESET: u32 = number(13);
 pub const SET_IOMMU: u32 = number(2);
 pub const GROUP_SET_CONTAINER: u32 = number(4);
 pub const GROUP_GET_DEVICE_FD: u32 = number(6);
@@ -55,6 +56,9 @@ const FEATURE: u32 = number(17);
 /// Kinds of interrupts.
 pub const MSI: u32 = VFIO_PCI_MSI_IRQ_INDEX;
 pub const MSI_X: u32 = VFIO_PCI_MSIX_IRQ_INDEX;
+
+/// The region that is the configuration space.
+pub const CONFIG: u32 = VFIO_PCI_CONFIG_REGION_INDEX;
 
 /// The number of an ioctl.
 const fn number(command: u32) -> u32 {
@@ -178,6 +182,12 @@ impl Device {
         unsafe { raw::ioctl(&self.file, RESET, std::ptr::null_mut::<c_void>()) }.map(drop)
     }
 
+    /// Resets its bus, with all that is there; they have to be its owner's.
+    pub fn hot_reset(&self) -> Result<(), Errno> {
+        // The size of this, no flags, and no groups.
+        raw::ioctl_with(&self.file, HOT_RESET, [12_u32, 0, 0]).map(drop)
+    }
+
     /// Has the first interrupt of a kind come as an event, or disables all of that kind.
     pub fn interrupt(&self, kind: u32, event: Option<&OwnedFd>) -> Result<(), Errno> {
         /// The header's structure, and an event.
@@ -252,7 +262,7 @@ impl Device {
         Ok(self.set_config(u64::from(at) + 4, &[state])?)
     }
 
-    /// One of its regions: a BAR by its number, or [`VFIO_PCI_CONFIG_REGION_INDEX`].
+    /// One of its regions: a BAR by its number, or [`CONFIG`].
     pub fn region(&self, index: u32) -> Result<Region, Errno> {
         let arg = vfio_region_info {
             argsz: size_of::<vfio_region_info>() as u32,
@@ -282,12 +292,12 @@ impl Device {
 
     /// Reads its configuration space.
     pub fn config<const N: usize>(&self, at: u64) -> Result<[u8; N], Errno> {
-        self.read(self.region(VFIO_PCI_CONFIG_REGION_INDEX)?, at)
+        self.read(self.region(CONFIG)?, at)
     }
 
     /// Writes to its configuration space.
     pub fn set_config(&self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.write(self.region(VFIO_PCI_CONFIG_REGION_INDEX)?, at, bytes)
+        self.write(self.region(CONFIG)?, at, bytes)
     }
 
     /// Whether it may do DMA.

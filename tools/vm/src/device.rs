@@ -23,7 +23,7 @@ pub struct Device {
 pub enum Kind {
     /// QEMU's educational device, which does DMA.
     Edu,
-    /// A disk.
+    /// A disk; two of them are controllers without one.
     Nvme,
     /// A disk's controller without a disk, which can have two virtual functions.
     NvmeSriov,
@@ -42,12 +42,14 @@ impl Device {
         twins: false,
     };
 
-    /// Two of them that share a bus behind a port.
-    pub const TWINS: Self = Self {
-        kind: Kind::Edu,
-        port: true,
-        twins: true,
-    };
+    /// Two devices that share a bus behind a port.
+    pub const fn twins(kind: Kind) -> Self {
+        Self {
+            kind,
+            port: true,
+            twins: true,
+        }
+    }
 
     /// A device behind a port of its own.
     pub const fn port(kind: Kind) -> Self {
@@ -60,7 +62,7 @@ impl Device {
 
     /// Makes in a folder what it needs there.
     pub fn prepare(self, i: usize, dir: &Path) -> Result<()> {
-        if self.kind == Kind::Nvme {
+        if self.kind == Kind::Nvme && !self.twins {
             File::create(disk(i, dir))?.set_len(64 << 20)?;
         }
         Ok(())
@@ -83,6 +85,10 @@ impl Device {
         let device = match self.kind {
             // It reaches all memory, and not only the first 256 MiB.
             Kind::Edu => format!("edu,dma_mask={}", u64::MAX),
+            Kind::Nvme if self.twins => {
+                push("-device", format!("nvme-subsys,id=subsystem{i}"));
+                format!("nvme,serial=luo{i},subsys=subsystem{i}")
+            }
             Kind::Nvme => {
                 let file = disk(i, dir);
                 let file = format!("driver=file,filename={},node-name=disk{i}", file.display());
@@ -147,7 +153,8 @@ mod tests {
         assert_eq!("edu".parse::<Device>().unwrap(), Device::EDU);
         let expected = Device::port(Kind::Nvme);
         assert_eq!("port:nvme".parse::<Device>().unwrap(), expected);
-        assert_eq!("twins:edu".parse::<Device>().unwrap(), Device::TWINS);
+        let expected = Device::twins(Kind::Edu);
+        assert_eq!("twins:edu".parse::<Device>().unwrap(), expected);
         assert!("floppy".parse::<Device>().is_err());
     }
 

@@ -12,7 +12,7 @@ use crate::handover::{At, Memory, outgoing_header};
 use crate::kmsg;
 use crate::procfs;
 use crate::registry::{Group, Scenario, Stage};
-use crate::scenarios::iommu;
+use crate::scenarios::{iommu, vfio};
 use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::{Device, Errno, SessionName, Token};
 use luo_abi::luo;
@@ -198,6 +198,10 @@ fn spoil(how: &str) -> Result<()> {
         iommu::corrupt::HOW => {
             let header: At<luo::Header> = memory.read(pa)?;
             iommu::corrupt::spoil(&memory, &header.value)?;
+        }
+        vfio::corrupt::HOW => {
+            let header: At<luo::Header> = memory.read(pa)?;
+            vfio::corrupt::spoil(&memory, &header.value)?;
         }
         _ => Handover { memory, pa }.spoil(how)?,
     }

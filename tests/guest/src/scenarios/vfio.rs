@@ -14,6 +14,7 @@ pub mod lost;
 pub mod module;
 pub mod reboot;
 pub mod refused;
+pub mod siblings;
 pub mod third;
 pub mod unclaimed;
 
@@ -25,7 +26,7 @@ use crate::nvme::{self, Nvme};
 use crate::pci::{Kind, Pci};
 use crate::rng;
 use crate::vfio::{self, Device};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use liveupdate::{Incoming, Outgoing, Session, Token};
 use std::fs::File;
 
@@ -50,12 +51,17 @@ fn load(context: &Context<'_>) -> Result<()> {
     vfio::load_handler(context)
 }
 
+/// Whether it is a virtual function, or can have some.
+fn has_to_do_with_virtual(pci: &Pci) -> bool {
+    ["sriov_totalvfs", "physfn"]
+        .iter()
+        .any(|name| pci.path(name).exists())
+}
+
 /// One of the devices of a kind that share nothing with others.
 fn nth(kind: Kind, number: usize) -> Result<Pci> {
     let mut found = Pci::find_all(kind)?;
-    let shared = |name| move |pci: &Pci| pci.path(name).exists();
-    let (physical, virtual_) = (shared("sriov_totalvfs"), shared("physfn"));
-    found.retain(|pci| !(physical(pci) || virtual_(pci) || pci.has_siblings()));
+    found.retain(|pci| !has_to_do_with_virtual(pci) && !pci.has_siblings());
     let index = if found.len() == 1 { 0 } else { number };
     ensure!(
         index < found.len(),
@@ -63,6 +69,14 @@ fn nth(kind: Kind, number: usize) -> Result<Pci> {
         found.len()
     );
     Ok(found.swap_remove(index))
+}
+
+/// The two devices of a kind that share a bus.
+fn twins(kind: Kind) -> Result<[Pci; 2]> {
+    let mut found = Pci::find_all(kind)?;
+    found.retain(|pci| !has_to_do_with_virtual(pci) && pci.has_siblings());
+    let twins = found.try_into();
+    twins.map_err(|found| anyhow!("{found:?} are no twins: was the machine made with them?"))
 }
 
 /// The edu of a number.
@@ -188,8 +202,13 @@ fn expect_reset(pci: &Pci) -> Result<()> {
 fn edu_before(context: &mut Context<'_>, session: &str, number: usize) -> Result<()> {
     load(context)?;
     let vmm = Vmm::new()?;
-    expect_eq("the first IOAS", vmm.ioas, 1)?;
     let edu = Edu::new(vmm.device(&edu(number)?, DRIVER)?)?;
+    hand_over_edu(context, session, vmm, edu)
+}
+
+/// Hands over an edu that somebody has already.
+fn hand_over_edu(context: &mut Context<'_>, session: &str, vmm: Vmm, edu: Edu) -> Result<()> {
+    expect_eq("the first IOAS", vmm.ioas, 1)?;
     edu.set_liveness(MARK)?;
     edu.load(IOVA + 1000, 512)?;
     let session = vmm.preserve(session, edu.device())?;
@@ -209,8 +228,8 @@ fn nvme_before(context: &mut Context<'_>, session: &str, number: usize) -> Resul
     Ok(())
 }
 
-/// Retrieves an nvme that is on, and goes on with it.
-fn nvme_after(context: &Context<'_>, session: &str) -> Result<()> {
+/// Retrieves an nvme that is on, goes on with it, and closes it, which resets it.
+fn nvme_after(context: &Context<'_>, pci: &Pci, session: &str) -> Result<()> {
     load(context)?;
     let session = retrieve(session)?;
     let vmm = Vmm::retrieve(&session)?;
@@ -220,7 +239,13 @@ fn nvme_after(context: &Context<'_>, session: &str) -> Result<()> {
     for _ in 0..20 {
         expect_serial(&mut nvme)?;
     }
-    crate::context::finish(session)
+    crate::context::finish(session)?;
+    // VFIO lets it sleep from the retrieval on.
+    pci.stay_awake()?;
+    expect_eq("on", nvme::is_on(pci)?, true)?;
+    drop(nvme);
+    let configuration = nvme::configuration_of(pci)?;
+    expect_eq("its configuration when it is closed", configuration, 0)
 }
 
 /// An rng for which there was a driver.

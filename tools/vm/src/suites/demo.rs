@@ -24,6 +24,6 @@ fn verified(name: &str, flavour: &str) -> Result<()> {
     for line in &outcome.lines {
         timeline.line(line);
     }
-    timeline.end(&outcome)?;
+    timeline.end(flavour, &outcome)?;
     Ok(())
 }

@@ -168,7 +168,7 @@ fn iommu(flavour: &'static str) -> Vec<Job> {
         jobs.push(machine("iommu-corrupt", &[flavour; 2], |_| {}));
         jobs.push(machine("iommu-many", &[flavour; 2], |config| {
             if flavour == DEBUG {
-                config.args.insert("n".to_owned(), "20000".to_owned());
+                config.args.insert("n".to_owned(), "8000".to_owned());
             }
         }));
     }
@@ -192,11 +192,15 @@ fn vfio(flavour: &'static str) -> Vec<Job> {
         config
     };
     let mut usual = config(2, [3, 4, 3]);
-    let others = [Device::TWINS, Device::port(Kind::NvmeSriov)];
+    let others = [
+        Device::twins(Kind::Edu),
+        Device::twins(Kind::Nvme),
+        Device::port(Kind::NvmeSriov),
+    ];
     usual.devices.extend(others);
     let mut on_demand = config(2, [1, 2, 0]);
     on_demand.modprobe = true;
-    let mut groups = vec!["vfio-refused", "vfio"];
+    let mut groups = vec!["vfio-refused", "vfio", "vfio-siblings"];
     let mut unusual = vec!["vfio-kept", "vfio-lost", "vfio-unclaimed"];
     let mut alone = Vec::new();
     // The others need the module for callbacks, or show nothing new with this flavour.
@@ -205,25 +209,28 @@ fn vfio(flavour: &'static str) -> Vec<Job> {
         alone.push(("vfio-third", 3, [2, 1, 1]));
     }
     if flavour == "rust" {
-        alone.push(("vfio-third-loaded", 3, [0, 1, 2]));
         alone.push(("vfio-unreadable", 3, [1, 1, 0]));
-        alone.push(("vfio-count", 2, [1, 1, 0]));
+        alone.push(("vfio-count", 3, [1, 1, 0]));
     }
     // To look for a record in all of its memory takes the debug kernel half a minute.
     if flavour == DEBUG {
-        alone.push(("vfio-faults", 2, [1, 0, 0]));
+        alone.push(("vfio-faults", 2, [1, 14, 0]));
     } else {
         unusual.push("vfio-corrupt");
     }
     let mut jobs = vec![
         together(usual, flavour, &groups),
-        together(config(2, [3, 17, 2]), flavour, &unusual),
+        together(config(2, [4, 17, 2]), flavour, &unusual),
+        together(on_demand, flavour, &["vfio-module"]),
     ];
-    if flavour != DEBUG {
-        jobs.push(together(on_demand, flavour, &["vfio-module"]));
-    }
     for (group, kernels, devices) in alone {
         jobs.push(together(config(kernels, devices), flavour, &[group]));
+    }
+    if flavour == "rust" {
+        let mut config = config(3, [0, 2, 2]);
+        config.chain[1].1 = "initcall_blacklist=nvme_init".to_owned();
+        let groups = ["vfio-third-loaded", "vfio-stock"];
+        jobs.push(together(config, flavour, &groups));
     }
     jobs
 }

@@ -3,14 +3,14 @@
 //! Devices that their owner retrieves and goes on with; and what becomes of them otherwise.
 
 use super::{
-    ANOTHER, DEVICE, DRIVER, IOVA, MARK, MIB, Vmm, edu, edu_before, load, nvme, nvme_after,
+    ANOTHER, DEVICE, DRIVER, IOVA, MARK, MIB, Vmm, edu, hand_over_edu, load, nvme, nvme_after,
     nvme_before, retrieve_device, rng, rng_before, used_rng,
 };
 use crate::context::{Context, create, expect_eq, expect_errno, finish, retrieve};
 use crate::data::{self, Mapping};
 use crate::edu::Edu;
 use crate::iommufd::Iommufd;
-use crate::pci::Pci;
+use crate::pci::{CACHE_LINE, COMMAND, NO_PIN, Pci, SERR};
 use crate::procfs;
 use crate::registry::{Group, Scenario};
 use crate::vfio::{self, Device};
@@ -22,7 +22,7 @@ pub const GROUP: Group = Group {
     scenarios: &[
         Scenario {
             name: "vfio-edu-goes-on",
-            stages: &[|context| edu_before(context, "edu", 1), edu_after],
+            stages: &[edu_before, edu_after],
         },
         Scenario {
             name: "vfio-nvme-goes-on",
@@ -45,7 +45,7 @@ pub const GROUP: Group = Group {
         },
         Scenario {
             name: "vfio-nvme-with-stock-driver-is-taken",
-            stages: &[stock_before, stock_after],
+            stages: &[|context| stock_before(context, "taken", 2), taken_after],
         },
         Scenario {
             name: "vfio-rng-with-stock-driver-is-reset",
@@ -53,6 +53,38 @@ pub const GROUP: Group = Group {
         },
     ],
 };
+
+/// For a machine whose second kernel does without its own driver for nvme.
+pub const STOCK: Group = Group {
+    name: "vfio-stock",
+    scenarios: &[Scenario {
+        name: "vfio-nvme-with-stock-driver-is-reset",
+        stages: &[|context| stock_before(context, "reset", 1), stock_after],
+    }],
+};
+
+/// What edu is set to have as its cache line size.
+const LINE: u8 = 0x12;
+
+/// What of edu's configuration space is to come over: its cache line size, and whether it has SERR.
+/// Its latency timer, parity and memory write and invalidate are always 0.
+fn settings(pci: &Pci) -> Result<(u8, bool)> {
+    let [line] = pci.config(CACHE_LINE)?;
+    Ok((line, pci.command()? & SERR != 0))
+}
+
+fn edu_before(context: &mut Context<'_>) -> Result<()> {
+    load(context)?;
+    let pci = edu(1)?;
+    let vmm = Vmm::new()?;
+    let edu = Edu::new(vmm.device(&pci, DRIVER)?)?;
+    edu.device().set_config(CACHE_LINE, &[LINE])?;
+    let command = u16::from_le_bytes(edu.device().config(COMMAND)?) & !SERR;
+    edu.device().set_config(COMMAND, &command.to_le_bytes())?;
+    expect_eq("settings", settings(&pci)?, (LINE, false))?;
+    expect_eq("no pin", pci.command()? & NO_PIN, 0)?;
+    hand_over_edu(context, "edu", vmm, edu)
+}
 
 fn edu_after(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
@@ -62,6 +94,13 @@ fn edu_after(context: &mut Context<'_>) -> Result<()> {
         vfio::cdev(&pci).is_err(),
         "a stranger could open the device"
     );
+    expect_eq("settings when it is kept", settings(&pci)?, (LINE, false))?;
+    expect_eq("no pin", pci.command()? & NO_PIN, NO_PIN)?;
+    // As somebody may have set it up who did not know better.
+    let command = pci.command()? & !NO_PIN | SERR;
+    pci.set_config(COMMAND, &command.to_le_bytes())?;
+    pci.set_config(CACHE_LINE, &[LINE + 1])?;
+    expect_eq("settings", settings(&pci)?, (LINE + 1, true))?;
     let session = retrieve("edu")?;
     let device = retrieve_device(&session)?;
     let stranger = Device::try_open(&vfio::cdev(&pci)?)?;
@@ -72,6 +111,8 @@ fn edu_after(context: &mut Context<'_>) -> Result<()> {
     let vmm = Vmm::retrieve(&session)?;
     device.bind(&vmm.iommufd).context("binding the device")?;
     expect_errno("bound", stranger.bind(&vmm.iommufd), Errno::INVAL)?;
+    expect_eq("settings when it is back", settings(&pci)?, (LINE, false))?;
+    expect_eq("no pin", pci.command()? & NO_PIN, NO_PIN)?;
     expect_eq("bus master", device.bus_master()?, false)?;
     device.attach(vmm.ioas).context("attaching the device")?;
     expect_eq("bus master", device.bus_master()?, true)?;
@@ -97,21 +138,25 @@ fn goes_on(context: &mut Context<'_>, session: &str, number: usize) -> Result<()
         pci.driver().as_deref() != Some("nvme"),
         "its driver took it"
     );
-    nvme_after(context, session)?;
-    // Closing it resets it.
+    nvme_after(context, &pci, session)?;
     super::expect_reset(&pci)
 }
 
 fn rng_after(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
+    let pci = rng(0)?;
     let session = retrieve("rng")?;
     let vmm = Vmm::retrieve(&session)?;
     let device = vmm.retrieve_device(&session)?;
     expect_eq("the status", rng::status(&device)?, rng::KNOWN)?;
     finish(session)?;
+    // Sleep would clear it too.
+    pci.stay_awake()?;
+    expect_eq("before it is closed", rng::status_of(&pci)?, rng::KNOWN)?;
     drop(device);
-    let device = vmm.device(&rng(0)?, DRIVER)?;
-    expect_eq("after it was closed", rng::status(&device)?, 0)
+    expect_eq("when it is closed", rng::status_of(&pci)?, 0)?;
+    let device = vmm.device(&pci, DRIVER)?;
+    expect_eq("when it is open again", rng::status(&device)?, 0)
 }
 
 /// Two of them belong to one program, and one to another.
@@ -168,12 +213,12 @@ fn methods_after(context: &mut Context<'_>) -> Result<()> {
     pci.bind("nvme")
 }
 
-/// What the driver of the kernel does to a device that nobody keeps.
-fn stock_before(context: &mut Context<'_>) -> Result<()> {
+/// Goes into the reboot with a device that nobody keeps.
+fn stock_before(context: &mut Context<'_>, session: &str, number: usize) -> Result<()> {
     load(context)?;
     let vmm = Vmm::new()?;
-    let nvme = vmm.started(&nvme(2)?, vfio::DRIVER)?;
-    let session = create("stock")?;
+    let nvme = vmm.started(&nvme(number)?, vfio::DRIVER)?;
+    let session = create(session)?;
     session.preserve(&vmm.ram, super::RAM)?;
     session.preserve(&vmm.iommufd, super::IOMMUFD)?;
     let result = session.preserve(nvme.device(), DEVICE);
@@ -182,14 +227,24 @@ fn stock_before(context: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-fn stock_after(context: &mut Context<'_>) -> Result<()> {
-    let pci = nvme(2)?;
-    expect_eq("its driver", pci.driver().as_deref(), Some("nvme"))?;
+/// What the driver of the kernel does to it.
+fn taken_after(context: &mut Context<'_>) -> Result<()> {
+    let driver = nvme(2)?.driver();
+    expect_eq("its driver", driver.as_deref(), Some("nvme"))?;
     load(context)?;
-    let session = retrieve("stock")?;
+    finish(retrieve("taken")?)
+}
+
+/// Without another driver it is as it was, until it is opened.
+fn stock_after(context: &mut Context<'_>) -> Result<()> {
+    load(context)?;
+    let pci = nvme(1)?;
+    expect_eq("its driver", pci.driver(), None)?;
+    expect_eq("on before", nvme::is_on(&pci)?, true)?;
+    let session = retrieve("reset")?;
     let vmm = Vmm::retrieve(&session)?;
     let device = vmm.device(&pci, vfio::DRIVER)?;
-    expect_eq("on", vmm.nvme(device, 0)?.is_on()?, false)?;
+    expect_eq("on", vmm.nvme(device, 1)?.is_on()?, false)?;
     finish(session)
 }
 
@@ -206,6 +261,7 @@ fn rng_stock_after(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
     let pci = rng(2)?;
     expect_eq("before", rng::status_of(&pci)?, rng::KNOWN)?;
+    expect_eq("no pin", pci.command()? & NO_PIN, 0)?;
     let vmm = Vmm::new()?;
     let device = vmm.device(&pci, vfio::DRIVER)?;
     expect_eq("the status", rng::status(&device)?, 0)

@@ -12,10 +12,12 @@ use crate::handover::{At, Memory, outgoing_header, page_with};
 use crate::kmsg::Reader;
 use crate::pci::Pci;
 use crate::registry::{Group, Scenario};
+use crate::scenarios::corrupt::start_spoiling;
 use crate::vfio::Device;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::Errno;
-use luo_abi::vfio::{MAX_DEVICES, VfioDevice};
+use luo_abi::vfio::{DEVICES_COMPATIBLE, MAX_DEVICES, VfioDevice};
+use luo_abi::{Text, luo};
 use zerocopy::IntoBytes;
 
 pub const GROUP: Group = Group {
@@ -135,14 +137,24 @@ pub const UNREADABLE: Group = Group {
     }],
 };
 
-/// For a machine of its own.
+/// For a machine of its own, with three kernels.
 pub const COUNT: Group = Group {
     name: "vfio-count",
-    scenarios: &[Scenario {
-        name: "vfio-record-of-too-many",
-        stages: &[count_before, count_after],
-    }],
+    scenarios: &[
+        Scenario {
+            name: "vfio-record-of-too-many",
+            stages: &[count_before, count_after],
+        },
+        // When the other one is done with the machine.
+        Scenario {
+            name: "vfio-record-in-another-version",
+            stages: &[|_| Ok(()), version_before, version_after],
+        },
+    ],
 };
+
+/// What the program that spoils is told.
+pub const HOW: &str = "pci-devices";
 
 /// What the previous kernel wrote of a device. It is known by how it begins.
 fn wire(memory: &Memory, pci: &Pci) -> Result<At<VfioDevice>> {
@@ -171,12 +183,13 @@ fn wrong(
     let mut state = wire(&memory, &pci)?;
     change(&mut state.value);
     memory.put(&state)?;
+    let address = { state.value.address }.to_string();
     load(context)?;
     let mut log = Reader::from_now()?;
     let session = retrieve(session)?;
     let result = session.retrieve(DEVICE);
     expect_errno("the device", result, expected)?;
-    expect_message(&mut log, words)?;
+    expect_message(&mut log, &[&[&*address], words].concat())?;
     let vmm = Vmm::retrieve(&session)?;
     let result = session.retrieve(DEVICE);
     expect_errno("again", result, expected)?;
@@ -263,4 +276,42 @@ fn count_after(context: &mut Context<'_>) -> Result<()> {
     let nvme = nvme(0)?;
     expect_eq("its driver", nvme.driver().as_deref(), Some(DRIVER))?;
     expect_reset(&nvme)
+}
+
+/// What was not spoilt in the first kernel can be handed over in the second.
+fn version_before(context: &mut Context<'_>) -> Result<()> {
+    nvme_before(context, "version", 0)?;
+    start_spoiling(HOW)
+}
+
+/// Spoils the record of devices, in the kernel that hands it over.
+pub fn spoil(memory: &Memory, header: &luo::Header) -> Result<()> {
+    let flbs: At<luo::FlbHeader> = memory.read(header.flbs_pa)?;
+    let first = flbs.pa + size_of_val(&flbs.value) as u64;
+    for i in 0..flbs.value.count {
+        let mut flb: At<luo::Flb> = memory.read(first + i * size_of::<luo::Flb>() as u64)?;
+        if flb.value.name.up_to_nul() == DEVICES_COMPATIBLE.to_bytes() {
+            flb.value.name = Text::new(b"luo-pci-v2").context("a name")?;
+            return memory.put(&flb);
+        }
+    }
+    bail!("there is no record of devices")
+}
+
+fn version_after(context: &mut Context<'_>) -> Result<()> {
+    let mut log = Reader::from_boot()?;
+    let words = ["luo_pci", "record", "unusable", "EPROTONOSUPPORT"];
+    expect_message(&mut log, &words)?;
+    let pci = nvme(0)?;
+    expect_eq("its driver", pci.driver(), None)?;
+    expect_eq("on", nvme::is_on(&pci)?, true)?;
+    load(context)?;
+    let session = retrieve("version")?;
+    let result = session.retrieve(DEVICE);
+    expect_errno("the device", result, Errno::STALE)?;
+    let vmm = Vmm::retrieve(&session)?;
+    expect_eq("another IOAS", vmm.iommufd.alloc_ioas(), Ok(2))?;
+    finish(session)?;
+    expect_out_of_reach(&edu(0)?)?;
+    expect_reset(&pci)
 }

@@ -2,7 +2,9 @@
 
 //! Each allocation that the kernel makes for a memfd, an iommufd or a device fails once.
 
-use super::{DEVICE, DRIVER, IOMMUFD, IOVA, MARK, RAM, Vmm, edu, load};
+use super::{
+    DEVICE, DRIVER, IOMMUFD, IOVA, MARK, RAM, Vmm, edu, expect_reset, load, nvme, nvme_before,
+};
 use crate::context::{Context, create, expect_eq, finish, retrieve};
 use crate::data;
 use crate::edu::Edu;
@@ -13,11 +15,12 @@ use crate::kmsg;
 use crate::module;
 use crate::registry::{Group, Scenario};
 use crate::scenarios::iommu::reboot::preserve_odd;
+use crate::vfio::Device;
 use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::{Errno, Token};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// The machine has to have an edu, and a kernel with fault injection.
+/// The machine has to have an edu and some nvmes, and a kernel with fault injection.
 pub const GROUP: Group = Group {
     name: "vfio-faults",
     scenarios: &[
@@ -32,6 +35,10 @@ pub const GROUP: Group = Group {
         Scenario {
             name: "vfio-retrieve-without-memory",
             stages: &[retrieve_before, retrieve_after],
+        },
+        Scenario {
+            name: "vfio-retrieve-devices-without-memory",
+            stages: &[devices_before, devices_after],
         },
     ],
 };
@@ -172,4 +179,42 @@ fn retrieve_after(context: &mut Context<'_>) -> Result<()> {
         Ok(result)
     })?;
     finish(session)
+}
+
+/// How many devices there are, and how many allocations lie between those that fail.
+const DEVICES: usize = 14;
+const STEP: usize = 4;
+
+fn session(number: usize) -> String {
+    format!("faults-{number}")
+}
+
+fn devices_before(context: &mut Context<'_>) -> Result<()> {
+    (0..DEVICES).try_for_each(|number| nvme_before(context, &session(number), number))
+}
+
+/// A device that is not retrieved is lost, and reset.
+fn devices_after(context: &mut Context<'_>) -> Result<()> {
+    load(context)?;
+    let faults = Faults::new()?;
+    let mut refused = 0;
+    for (number, n) in (0..DEVICES).zip((1..).step_by(STEP)) {
+        let session = retrieve(&session(number))?;
+        let vmm = Vmm::retrieve(&session)?;
+        match faults.call(n, || session.retrieve(DEVICE))? {
+            (Ok(fd), _) => {
+                let device = Device::from(data::file(fd));
+                vmm.take(&device)?;
+                expect_eq("on", vmm.nvme(device, 1)?.is_on()?, true)?;
+            }
+            (Err(Errno::NOMEM), true) => refused += 1,
+            (Err(errno), _) => bail!("device {number} is lost without allocation {n}: {errno}"),
+        }
+        finish(session)?;
+        expect_reset(&nvme(number)?)?;
+    }
+    drop(faults);
+    kmsg::remark(format!("{refused} of {DEVICES} devices were lost"));
+    ensure!(refused > 0, "retrieving a device allocates nothing");
+    Ok(())
 }

@@ -73,7 +73,7 @@ fn drivers_after(context: &mut Context<'_>) -> Result<()> {
     // Even without a driver it can be retrieved.
     pci.unbind()?;
     procfs::write(pci.path("driver_override"), "none")?;
-    nvme_after(context, "drivers")?;
+    nvme_after(context, &pci, "drivers")?;
     super::expect_reset(&pci)
 }
 
@@ -114,46 +114,68 @@ fn resets_after(context: &mut Context<'_>) -> Result<()> {
 }
 
 /// How long a device may stay awake that is allowed to sleep.
-const SOON: Duration = Duration::from_secs(10);
-/// How long one is watched that is not to sleep.
+const SOON: Duration = Duration::from_secs(60);
+/// How long one is watched that is not to sleep, when another one sleeps.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 fn state(pci: &Pci) -> Result<String> {
     procfs::read(pci.path("power_state"))
 }
 
-/// Lets it sleep, which it does not.
-fn try_sleep(pci: &Pci) -> Result<()> {
-    procfs::write(pci.path("power/control"), "on")?;
-    procfs::write(pci.path("power/control"), "auto")?;
+/// What runtime power management makes of it.
+fn status(pci: &Pci) -> Result<String> {
+    procfs::read(pci.path("power/runtime_status"))
+}
+
+/// Lets one sleep, if it does not yet.
+fn let_sleep(pci: &Pci) -> Result<()> {
+    pci.stay_awake()?;
+    expect_eq("awake", status(pci)?.as_str(), "active")?;
+    procfs::write(pci.path("power/control"), "auto")
+}
+
+/// Waits for one to sleep. Without a driver PCI leaves it in D0 as it does.
+fn expect_asleep(pci: &Pci, expected: &str) -> Result<()> {
+    let start = Instant::now();
+    while status(pci)? != "suspended" || state(pci)? != expected {
+        ensure!(start.elapsed() < SOON, "{} does not sleep", pci.bdf());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Lets it sleep, which it does not when another one does that nobody keeps from it.
+fn try_sleep(pci: &Pci, other: &Pci, expected: &str) -> Result<()> {
+    let_sleep(pci)?;
+    let_sleep(other)?;
+    expect_asleep(other, expected)?;
     std::thread::sleep(A_WHILE);
     expect_eq("power", state(pci)?.as_str(), "D0")?;
-    let status = procfs::read(pci.path("power/runtime_status"))?;
-    expect_eq("status", status.as_str(), "active")?;
+    expect_eq("status", status(pci)?.as_str(), "active")?;
     expect_eq("the status", rng::status_of(pci)?, rng::KNOWN)
 }
 
+/// The other device is that of a scenario before, which has done with it.
 fn awake_after(context: &mut Context<'_>) -> Result<()> {
-    let pci = rng(1)?;
-    try_sleep(&pci).context("at first")?;
+    let (pci, other) = (rng(1)?, rng(0)?);
+    ensure!(pci != other, "there is no device for comparison");
+    other.unbind()?;
+    try_sleep(&pci, &other, "D0").context("at first")?;
     load(context)?;
-    try_sleep(&pci).context("with its driver")?;
+    other.bind(DRIVER)?;
+    try_sleep(&pci, &other, "D3hot").context("with its driver")?;
     let session = retrieve("awake")?;
     let vmm = Vmm::retrieve(&session)?;
     let device = retrieve_device(&session)?;
-    try_sleep(&pci).context("when it was retrieved")?;
+    try_sleep(&pci, &other, "D3hot").context("when it was retrieved")?;
     vmm.take(&device)?;
     expect_eq("the status", rng::status(&device)?, rng::KNOWN)?;
     finish(session)?;
     drop(device);
-    // What becomes of a device that nobody keeps from it.
+    // Nobody keeps it from that any more, with whichever driver.
+    expect_asleep(&pci, "D3hot")?;
     pci.bind(vfio::DRIVER)?;
-    let start = Instant::now();
-    while state(&pci)? != "D3hot" {
-        ensure!(start.elapsed() < SOON, "it does not sleep");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    expect_asleep(&pci, "D3hot")
 }
 
 /// Opens a device as programs did before there were character devices: by its group, in a
@@ -228,6 +250,6 @@ fn back_after(context: &mut Context<'_>) -> Result<()> {
         ensure!(vfio::cdev(&pci).is_err(), "{when}, it can be opened");
         load(context)?;
     }
-    nvme_after(context, "back")?;
+    nvme_after(context, &pci, "back")?;
     super::expect_reset(&pci)
 }

@@ -10,10 +10,10 @@ use crate::helpers::{Arg, Helper};
 use crate::iommufd::{Access, Iommufd, Part};
 use crate::kexec;
 use crate::kmsg::Reader;
-use crate::pci::Pci;
+use crate::pci::{CACHE_LINE, Pci};
 use crate::registry::{Group, Scenario};
 use crate::scenarios::iommu::reboot::{failing_reboot, preserve_odd};
-use crate::vfio::{Device, MSI, MSI_X};
+use crate::vfio::{CONFIG, Device, MSI, MSI_X};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use liveupdate::{Errno, Outgoing, Session};
 use std::fs::File;
@@ -84,6 +84,11 @@ fn map(device: &Device) -> Result<Mapping> {
     Mapping::new(&file, data::page())
 }
 
+/// The same, with the errno.
+fn try_map(device: &Device) -> Result<Mapping, Errno> {
+    map(device).map_err(|error| *error.downcast_ref().unwrap_or(&Errno::NOSYS))
+}
+
 /// Mappings that the reboot goes through while the device is frozen.
 const MANY: u64 = 3000;
 
@@ -102,28 +107,81 @@ fn preserve_many(vmm: &Vmm, session: &Session<Outgoing>) -> Result<()> {
     Ok(session.preserve(iommufd, ANOTHER)?)
 }
 
+/// A way to reach a device, and what it is called.
+struct Way<'a> {
+    name: &'static str,
+    go: Box<dyn Fn() -> Result<(), Errno> + Sync + 'a>,
+}
+
+fn way<'a>(name: &'static str, go: impl Fn() -> Result<(), Errno> + Sync + 'a) -> Way<'a> {
+    let go = Box::new(go);
+    Way { name, go }
+}
+
+/// The ways to reach an edu; they leave it as it is.
+fn ways<'a>(vmm: &'a Vmm, edu: &'a Edu, again: &'a Device) -> Result<Vec<Way<'a>>> {
+    let device = edu.device();
+    let (bar, config) = (device.region(0)?, device.region(CONFIG)?);
+    let read = |device: &Device, region, at| device.read::<4>(region, at).map(drop);
+    let [line] = device.config(CACHE_LINE)?;
+    Ok(vec![
+        way("read", move || read(device, bar, edu::LIVENESS)),
+        way("read again", move || read(again, bar, edu::LIVENESS)),
+        way("write", || edu.set_liveness(MARK)),
+        way("read config", move || read(device, config, 0)),
+        way("write config", move || {
+            device.write(config, CACHE_LINE, &[line])
+        }),
+        way("map", || try_map(device).map(drop)),
+        way("region", || device.region(0).map(drop)),
+        way("feature", || device.low_power(false)),
+        way("attach", || device.attach(vmm.ioas).map(drop)),
+        // These two fail at all times: none are on, and there is no reset.
+        way("interrupts", || device.interrupt(MSI, None)),
+        way("reset", || device.reset()),
+    ])
+}
+
+/// Goes all ways, until each was refused because the device is frozen, or others are done.
+fn until_refused(ways: &[Way<'_>], usual: &[Result<(), Errno>], done: &AtomicBool) -> Result<()> {
+    let mut left: Vec<_> = ways.iter().zip(usual).collect();
+    while !left.is_empty() {
+        let mut tried = Vec::new();
+        for (way, usual) in left {
+            match (way.go)() {
+                Err(Errno::BUSY) => continue,
+                found => expect_eq(way.name, found, *usual)?,
+            }
+            tried.push((way, usual));
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        left = tried;
+        let names: Vec<_> = left.iter().map(|(way, _)| way.name).collect();
+        let over = done.load(Ordering::Relaxed) && !left.is_empty();
+        ensure!(!over, "not refused: {names:?}");
+    }
+    Ok(())
+}
+
 /// Until the reboot two programs use the device: what they do fails from the freeze on.
 fn frozen(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
     let vmm = Vmm::new()?;
     let edu = Edu::new(vmm.device(&edu(0)?, DRIVER)?)?;
     edu.set_liveness(MARK)?;
+    let again = Device::from(File::from(edu.device().as_fd().try_clone_to_owned()?));
+    let ways = ways(&vmm, &edu, &again)?;
+    let usual: Vec<_> = ways.iter().map(|way| (way.go)()).collect();
+    let works = usual.iter().filter(|result| result.is_ok()).count();
+    expect_eq("ways that work", works, ways.len() - 2)?;
     let session = vmm.preserve("frozen", edu.device())?;
     preserve_many(&vmm, &session)?;
     preserve_odd(context, &session)?;
 
     let start = Instant::now();
     let done = AtomicBool::new(false);
-    let refused = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                match edu.liveness() {
-                    Err(errno) => return Some(errno),
-                    Ok(_) => std::thread::sleep(Duration::from_micros(300)),
-                }
-            }
-            None
-        });
+    std::thread::scope(|scope| {
+        let user = scope.spawn(|| until_refused(&ways, &usual, &done));
         let tries = || {
             let mut mapped = Helper::start("use-device", &[Arg::Fd(edu.device())])?;
             mapped.expect_line("mapped")?;
@@ -131,7 +189,7 @@ fn frozen(context: &mut Context<'_>) -> Result<()> {
             // middle of a call when that is tried.
             loop {
                 let errno = failing_reboot(Errno::NODEV)?;
-                let ended = mapped.expect_running().is_err() && reader.is_finished();
+                let ended = mapped.expect_running().is_err() && user.is_finished();
                 if ended && errno == Errno::NODEV {
                     return mapped.wait();
                 }
@@ -142,14 +200,25 @@ fn frozen(context: &mut Context<'_>) -> Result<()> {
         };
         let ended = tries();
         done.store(true, Ordering::Relaxed);
-        let signal = ended?.signal();
-        expect_eq("what ended the other", signal, Some(libc::SIGBUS))?;
-        Ok::<_, anyhow::Error>(reader.join().ok().flatten())
+        let user = user.join().map_err(|_| anyhow!("a user ended oddly"))?;
+        let ended = ended.with_context(|| format!("a user: {user:?}"))?;
+        user?;
+        let signal = ended.signal();
+        expect_eq("what ended the other", signal, Some(libc::SIGBUS))
     })?;
-    expect_eq("what reading gave", refused, Some(Errno::BUSY))?;
 
     // All is as before.
+    for (way, usual) in ways.iter().zip(usual) {
+        expect_eq(way.name, (way.go)(), usual)?;
+    }
     expect_eq("what was written", edu.liveness()?, !MARK)?;
+    let mapping = map(edu.device())?;
+    expect_eq("what is mapped", mapping.word(edu::LIVENESS), !MARK)?;
+    drop(mapping);
+    let event = event()?;
+    edu.device().interrupt(MSI, Some(&event))?;
+    expect_interrupt(edu.device(), &event)?;
+    edu.device().interrupt(MSI, None)?;
     edu.copy(IOVA, IOVA + 30_000, 3000)?;
     let mut mapped = Helper::start("use-device", &[Arg::Fd(edu.device())])?;
     mapped.expect_line("mapped")?;

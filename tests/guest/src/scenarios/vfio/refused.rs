@@ -2,8 +2,11 @@
 
 //! Devices that cannot be preserved. All is as it was at the end of each.
 
-use super::{ANOTHER, DEVICE, DRIVER, IOMMUFD, RAM, Vmm, edu, load, nvme, rng};
+use super::{
+    ANOTHER, DEVICE, DRIVER, IOMMUFD, IOVA, MARK, MIB, RAM, Vmm, edu, load, nvme, rng, twins,
+};
 use crate::context::{Context, create, expect_eq, expect_errno, expect_message};
+use crate::data::{self, Mapping};
 use crate::edu::Edu;
 use crate::handover::{At, Memory, page_with};
 use crate::kmsg::Reader;
@@ -94,19 +97,22 @@ fn refusals(context: &mut Context<'_>) -> Result<()> {
 
 /// Two devices of one kind that share a bus, and have no reset of their own.
 fn siblings(context: &mut Context<'_>) -> Result<()> {
+    const TO: u64 = 20_000;
     load(context)?;
     let vmm = Vmm::new()?;
-    let mut twins = Pci::find_all(edu::KIND)?;
-    twins.retain(Pci::has_siblings);
-    ensure!(twins.len() == 2, "{twins:?} are no twins");
     let session = vmm.session("siblings")?;
-    for (pci, token) in twins.iter().zip(3..) {
-        let device = Device::open_with(pci, DRIVER)?;
-        device.bind(&vmm.iommufd)?;
+    for (pci, i) in twins(edu::KIND)?.iter().zip(1..) {
+        let edu = Edu::new(vmm.device(pci, DRIVER)?)?;
+        edu.set_liveness(MARK)?;
+        edu.load(IOVA + 1000 * i, 512)?;
         let mut log = Reader::from_now()?;
-        let result = session.preserve(&device, Token(token));
+        let result = session.preserve(edu.device(), DEVICE);
         expect_errno("one of twins", result, Errno::MLINK)?;
         expect_message(&mut log, &[pci.bdf(), "without others"])?;
+        expect_eq("what was written", edu.liveness()?, !MARK)?;
+        edu.store(IOVA + TO, 512)?;
+        let expected = Mapping::new(&vmm.ram, MIB)?.read(1000 * i, 512);
+        data::expect_bytes(&vmm.ram, TO, &expected)?;
     }
     Ok(())
 }
@@ -139,6 +145,10 @@ fn virtual_function(context: &mut Context<'_>) -> Result<()> {
         let result = session.preserve(&device, DEVICE);
         expect_errno("a virtual function", result, Errno::NODEV)?;
         expect_message(&mut log, &[pci.bdf(), "virtual function"])?;
+        device.attach(vmm.ioas).context("attaching it")?;
+        device.set_bus_master(true)?;
+        expect_eq("bus master", device.bus_master()?, true)?;
+        device.reset().context("a reset")?;
         drop(device);
         pci.unbind()?;
     }

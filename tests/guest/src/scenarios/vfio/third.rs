@@ -91,6 +91,8 @@ fn nvme_between(_: &mut Context<'_>) -> Result<()> {
     expect_eq("on", nvme::is_on(&pci)?, true)
 }
 
+/// Its driver, with which it is here, resets it. That it was reset before is what the rng shows, for
+/// which there is no driver: see [`rng_after`].
 fn nvme_after(_: &mut Context<'_>) -> Result<()> {
     let driver = nvme(0)?.driver();
     expect_eq("its driver", driver.as_deref(), Some("nvme"))
