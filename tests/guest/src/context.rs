@@ -5,12 +5,13 @@
 use crate::errno::name;
 use crate::kmsg;
 use crate::plan::{MODULE_DIR, PROGRAM_DIR, Plan};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use liveupdate::{Device, Errno, Incoming, Outgoing, Session, SessionName};
 use std::any::Any;
 use std::fmt::Debug;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What a stage of a scenario is given.
 pub struct Context<'a> {
@@ -119,6 +120,16 @@ pub fn finish(session: Session<Incoming>) -> Result<()> {
         .finish()
         .map_err(Errno::from)
         .context("finishing the session")
+}
+
+/// Waits until something is so, but not for ever.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !done() {
+        ensure!(start.elapsed() < Duration::from_secs(60), "{what} is late");
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Expects a call to fail with one errno.

@@ -6,7 +6,9 @@
 //! kernel waits for programs that it started itself. So it is made to look for a module, the
 //! program that is to load it is this one, and it spoils the handover before it ends.
 
-use crate::context::{Context, create, device, expect_eq, expect_errno, finish, retrieve};
+use crate::context::{
+    Context, create, device, expect_eq, expect_errno, finish, retrieve, wait_for,
+};
 use crate::data;
 use crate::handover::{At, Memory, outgoing_header};
 use crate::kmsg;
@@ -20,7 +22,6 @@ use luo_abi::memfd::{Folio, Memfd};
 use luo_abi::{Text, block};
 use rustix::mount::MountFlags;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// The kernel looks for a module of this name when it does not know a file system.
 const MODULE: &str = "fs-luo-";
@@ -161,16 +162,6 @@ pub fn start_spoiling(how: &str) -> Result<()> {
         let _ = rustix::mount::mount("none", "/tmp", unknown.as_str(), MountFlags::empty(), none);
     });
     wait_for("the program that spoils", || Path::new(READY).exists())
-}
-
-/// Waits until something is so, but not for ever.
-pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let start = Instant::now();
-    while !done() {
-        ensure!(start.elapsed() < Duration::from_secs(60), "{what} is late");
-        std::thread::yield_now();
-    }
-    Ok(())
 }
 
 /// What the program does that the kernel takes for modprobe.

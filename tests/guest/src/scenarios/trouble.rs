@@ -4,11 +4,10 @@
 //!
 //! The kernel's own module for this, lkdtm, makes the trouble.
 
-use crate::context::Context;
+use crate::context::{Context, wait_for};
 use crate::module;
 use crate::procfs;
 use crate::registry::{Group, Scenario};
-use crate::scenarios::corrupt::wait_for;
 use anyhow::Result;
 
 pub const GROUP: Group = Group {

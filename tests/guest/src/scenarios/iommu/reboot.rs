@@ -9,7 +9,8 @@ use crate::context::{
     expect_errno,
     expect_message,
     finish,
-    retrieve, //
+    retrieve,
+    wait_for, //
 };
 use crate::data::{self, Mapping};
 use crate::iommufd::Access;
@@ -17,7 +18,6 @@ use crate::kexec;
 use crate::kmsg::{self, Reader};
 use crate::module::{self, TEST, callbacks, set, test_file};
 use crate::registry::{Group, Scenario};
-use crate::scenarios::corrupt::wait_for;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use liveupdate::{Errno, Outgoing, Session, Token};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
