@@ -53,6 +53,7 @@ pub const GROUPS: &[Group] = &[
     scenarios::iommu::corrupt::GROUP,
     scenarios::iommu::module::GROUP,
     scenarios::iommu::many::GROUP,
+    scenarios::iommu::many::GIVEN_BACK,
     scenarios::iommu::cost::GROUP,
     scenarios::vfio::comes_over::GROUP,
     scenarios::vfio::comes_over::STOCK,

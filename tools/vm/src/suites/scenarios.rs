@@ -168,9 +168,12 @@ fn iommu(flavour: &'static str) -> Vec<Job> {
         jobs.push(machine("iommu-corrupt", &[flavour; 2], |_| {}));
         jobs.push(machine("iommu-many", &[flavour; 2], |config| {
             if flavour == DEBUG {
-                config.args.insert("n".to_owned(), "8000".to_owned());
+                config.args.insert("n".to_owned(), "20000".to_owned());
             }
         }));
+    }
+    if flavour == "rust" {
+        jobs.push(machine("iommu-given-back", &[flavour; 2], |_| {}));
     }
     jobs.insert(0, together(config, flavour, &groups));
     jobs
