@@ -67,7 +67,8 @@ fn with_each_fault<T>(
             expect_eq(what, result, expected)?;
             drop(faults);
             kmsg::remark(format!("{what}: {} allocations, {refused} refusals", n - 1));
-            ensure!(n > FEW && refused > 0, "{what} allocates next to nothing");
+            // Some can be done without, and for which of them that is so depends on what slabs have left.
+            ensure!(n > FEW, "{what} allocates next to nothing");
             return Ok(());
         }
         if result != expected {
@@ -197,24 +198,31 @@ fn devices_before(context: &mut Context<'_>) -> Result<()> {
 fn devices_after(context: &mut Context<'_>) -> Result<()> {
     load(context)?;
     let faults = Faults::new()?;
-    let mut refused = 0;
+    let (mut failed, mut lost) = (0, 0);
     for (number, n) in (0..DEVICES).zip((1..).step_by(STEP)) {
         let session = retrieve(&session(number))?;
         let vmm = Vmm::retrieve(&session)?;
-        match faults.call(n, || session.retrieve(DEVICE))? {
-            (Ok(fd), _) => {
+        let (result, so_many) = faults.call(n, || session.retrieve(DEVICE))?;
+        failed += u32::from(so_many);
+        match result {
+            Ok(fd) => {
                 let device = Device::from(data::file(fd));
                 vmm.take(&device)?;
                 expect_eq("on", vmm.nvme(device, 1)?.is_on()?, true)?;
             }
-            (Err(Errno::NOMEM), true) => refused += 1,
-            (Err(errno), _) => bail!("device {number} is lost without allocation {n}: {errno}"),
+            Err(Errno::NOMEM) if so_many => lost += 1,
+            Err(errno) => bail!("device {number} is lost without allocation {n}: {errno}"),
         }
         finish(session)?;
         expect_reset(&nvme(number)?)?;
     }
     drop(faults);
-    kmsg::remark(format!("{refused} of {DEVICES} devices were lost"));
-    ensure!(refused > 0, "retrieving a device allocates nothing");
+    kmsg::remark(format!(
+        "{failed} allocations failed, {lost} devices were lost"
+    ));
+    ensure!(
+        failed > FEW,
+        "retrieving a device allocates next to nothing"
+    );
     Ok(())
 }
