@@ -36,7 +36,7 @@ fn recall_resets(pci: &Pci) -> Result<()> {
 fn expect_resets(pci: &Pci, sibling: &Pci) -> Result<()> {
     let vmm = Vmm::new()?;
     // Sleep may switch it off.
-    procfs::write(pci.path("power/control"), "on")?;
+    pci.stay_awake()?;
     let nvme = vmm.started(pci, DRIVER)?;
     let other = vmm.device(sibling, vfio::DRIVER)?;
     // It is done, and fails: the kernel finds nothing by which it could wait for QEMU's ports.
